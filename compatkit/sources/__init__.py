@@ -1,0 +1,1 @@
+"""Places bytes live, as ranged reads."""

@@ -1,0 +1,236 @@
+"""The words every part of compatkit shares: header, component, stack, finding, report.
+
+Nothing here imports anything of ours, reads a file or knows a model. All types are immutable by convention: the two that
+exist in thousands (`Tensor`) or are read everywhere (`Header`) are named tuples and slotted classes for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Level = Literal["error", "warning", "info"]
+Verdict = Literal["pass", "fail", "unknown"]
+
+#: Levels from worst to mildest.
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")
+
+
+class Tensor(NamedTuple):
+    """One tensor as its file declares it.
+
+    `dtype` is the format's own name ("BF16", "F8_E4M3", "Q4_K"). `shape` is in torch order for every format.
+    `offset` counts bytes from the start of the file (of its shard); `shard` indexes `Header.shards`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int = 0
+    shard: int = 0
+
+    @property
+    def elements(self) -> int:
+        """Number of elements the shape declares (1 for a scalar)."""
+        n = 1
+        for side in self.shape:
+            n *= side
+        return n
+
+
+class FileProblem(NamedTuple):
+    """Why a file cannot be believed: a `file/…` finding in the making.
+
+    `rule` is the finding's id ("file/truncated"), `message` one sentence that says what, where and which bytes,
+    `fix` what to do, `evidence` the numbers.
+    """
+
+    rule: str
+    message: str
+    fix: str = ""
+    evidence: Mapping[str, Any] = {}
+    level: Level = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a model file says about itself before its data.
+
+    `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values, where
+    an array longer than the reader keeps is an `ArraySummary`. `shards` names the files that make up the whole (one for
+    a plain file). `header_bytes` counts all bytes before the data, over all shards. `problems` are findings that do not
+    prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead.
+    """
+
+    source: str
+    format: str
+    size: int
+    header_bytes: int
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
+
+
+class ArraySummary(NamedTuple):
+    """A GGUF array that was walked but not kept: element type and count (a vocabulary has 150,000 entries)."""
+
+    type: str
+    count: int
+
+
+class HeaderError(Exception):
+    """A source whose header cannot be read. Carries the `FileProblem` to report."""
+
+    def __init__(self, problem: FileProblem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class SourceError(Exception):
+    """A source that cannot be reached at all (no such file, not permitted). Exit code 2 when nothing else was examined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the weights are stored. `scheme` is "none", "mixed" or a packing's id; `dtypes` counts tensors by dtype name.
+
+    `bits` is effective bits per logical parameter, `None` if it cannot be told.
+    """
+
+    scheme: str
+    dtypes: Mapping[str, int]
+    bits: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One reading of a header that was tried: family, layout, and what did not fit."""
+
+    family: str
+    layout: str
+    prefix: str
+    matched: int
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One model found in a source.
+
+    `family` is the oldest of header-identical families, the others stand in `also`; `None` means unknown.
+    `names` maps the tensor names of this component (as in the file) to their `Tensor`.
+    """
+
+    source: str
+    format: str
+    size: int
+    header_bytes: int
+    role: str
+    family: str | None
+    also: tuple[str, ...]
+    layout: str
+    prefix: str
+    quantization: Quantization
+    parameters: int
+    key_groups: Mapping[str, int]
+    loads_as: Mapping[str, str | None]
+    facts: Mapping[str, Any]
+    evidence: tuple[str, ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    runner_up: Candidate | None = None
+    missing: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
+    title: str = ""
+    reason: str = ""
+    assumed: bool = False
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Every family the header allows, oldest first."""
+        return ((self.family,) if self.family else ()) + self.also
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A loader that would open the set, with its version or commit where the user gave one."""
+
+    name: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A set of components to judge together, and how the user means to run them."""
+
+    components: tuple[Component, ...]
+    runtimes: tuple[Runtime, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    required_roles: tuple[str, ...] = ()
+
+    def by_role(self, role: str) -> Iterator[tuple[int, Component]]:
+        """(index, component) of every component that plays `role`."""
+        return ((i, c) for i, c in enumerate(self.components) if c.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a check found. `components` are indexes into the report's components."""
+
+    rule: str
+    level: Level
+    components: tuple[int, ...]
+    message: str
+    predicts: Mapping[str, str] = field(default_factory=dict)
+    fix: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+class NotChecked(NamedTuple):
+    """A check that did not run, and why. `blocks` is true when both its sides are in the set: the verdict is then unknown."""
+
+    rule: str
+    why: str
+    blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an answer cost: network requests, bytes read from the network, seconds of wall time."""
+
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer about a set."""
+
+    verdict: Verdict
+    judged: tuple[str, ...]
+    components: tuple[Component, ...]
+    findings: tuple[Finding, ...]
+    adapters: tuple[Mapping[str, Any], ...] = ()
+    checked: tuple[str, ...] = ()
+    not_checked: tuple[NotChecked, ...] = ()
+    cost: Cost = Cost()
+    headline: str = ""
+
+    def worst(self) -> Level | None:
+        """The worst level among the findings, `None` if there are none."""
+        for level in LEVELS:
+            if any(f.level == level for f in self.findings):
+                return level
+        return None
