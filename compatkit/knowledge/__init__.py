@@ -1,0 +1,1 @@
+"""What compatkit knows: `rules/*.yaml` turned into typed tables, compiled once."""
