@@ -1,0 +1,1 @@
+"""Header -> components: what models a file holds, and the facts their shapes give."""

@@ -1,0 +1,261 @@
+"""Turns a solved match into a `Component`: role, facts, quantisation, evidence, what each loader makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compatkit.identify.packing import Packings, Unpacked
+from compatkit.identify.solve import Match
+from compatkit.knowledge.expr import evaluate
+from compatkit.knowledge.store import Knowledge
+from compatkit.vocabulary import Candidate, Component, Header, Quantization, Tensor
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_EVIDENCE = 6
+_LISTED = 200
+
+
+def build(
+    header: Header,
+    unpacked: Unpacked,
+    packings: Packings,
+    knowledge: Knowledge,
+    equal: list[Match],
+    runner_up: Match | None,
+) -> Component:
+    """The component that `equal` (one match, or several of header-identical families, oldest first) describes."""
+    match = equal[0]
+    families = _all_families(equal, knowledge)
+    card = knowledge.family(families[0])
+    names = [match.prefix + n for n in match.matched]
+    in_file = {unpacked.original.get(n, n) for n in names}
+    tensors = {n: t for n, t in header.tensors.items() if n in in_file}
+    facts = solved_facts(match, families, knowledge)
+    return Component(
+        source=header.source,
+        format=header.format,
+        size=header.size,
+        header_bytes=header.header_bytes,
+        role=card["role"],
+        family=families[0],
+        also=tuple(families[1:]),
+        layout="gguf" if header.format == "gguf" else match.layout,
+        prefix=match.prefix,
+        quantization=quantization(header, unpacked, packings, match.prefix, tensors),
+        parameters=parameters(unpacked, names, match, knowledge),
+        key_groups=key_groups(n[len(match.prefix) :] for n in in_file),
+        loads_as=loads_as(card, match, header),
+        facts=facts,
+        evidence=evidence(match, unpacked, knowledge),
+        tensors=tensors,
+        metadata=header.metadata,
+        runner_up=_candidate(runner_up),
+        missing=tuple(match.missing),
+        foreign=tuple(match.foreign),
+        mismatched=tuple(match.mismatched),
+        problems=header.problems,
+        title=str(card.get("title", families[0])),
+    )
+
+
+def unknown(
+    header: Header,
+    unpacked: Unpacked,
+    packings: Packings,
+    knowledge: Knowledge,
+    names: list[str],
+    rejected: list[Match],
+    role: str | None,
+) -> Component:
+    """A component for tensors no grammar explains, with the nearest reading and why it was not believed."""
+    nearest = min(rejected, key=lambda m: (bool(m.refused), m.distance), default=None)
+    inside = set(names)
+    tensors = {n: t for n, t in header.tensors.items() if unpacked.logical(n) in inside}
+    return Component(
+        source=header.source,
+        format=header.format,
+        size=header.size,
+        header_bytes=header.header_bytes,
+        role=role or "unknown",
+        family=None,
+        also=(),
+        layout="unknown",
+        prefix="",
+        quantization=quantization(header, unpacked, packings, "", tensors),
+        parameters=sum(unpacked.tensors[n].elements for n in names if n in unpacked.tensors),
+        key_groups=key_groups(names),
+        loads_as={},
+        facts={},
+        evidence=tuple(f"{n} {list(unpacked.tensors[n].shape)}" for n in names[:_EVIDENCE] if n in unpacked.tensors),
+        tensors=tensors,
+        metadata=header.metadata,
+        runner_up=_candidate(nearest),
+        problems=header.problems,
+        reason=_why_unknown(nearest),
+    )
+
+
+def _why_unknown(nearest: Match | None) -> str:
+    if nearest is None:
+        return "no known family shares its tensor names"
+    if nearest.refused:
+        return f"nearest is {nearest.family}, but {nearest.refused}"
+    return (
+        f"nearest is {nearest.family}, but {len(nearest.missing)} tensors are missing, {len(nearest.mismatched)} have other "
+        f"shapes and {len(nearest.foreign)} do not belong to it"
+    )
+
+
+def _candidate(match: Match | None) -> Candidate | None:
+    if match is None:
+        return None
+    return Candidate(
+        match.family,
+        match.layout,
+        match.prefix,
+        len(match.matched),
+        tuple(match.missing[:_LISTED]),
+        tuple(match.foreign[:_LISTED]),
+        tuple(match.mismatched[:_LISTED]),
+        match.refused,
+    )
+
+
+def _all_families(equal: list[Match], knowledge: Knowledge) -> list[str]:
+    """Families of equal matches and their siblings, oldest first, each once."""
+    ids: dict[str, str] = {}
+    for match in equal:
+        card = knowledge.family(match.family)
+        ids.setdefault(match.family, str(card.get("released", "9999")))
+        if card["id"] == match.family:
+            for sibling, own in (card.get("siblings") or {}).items():
+                released = own.get("released") if isinstance(own, dict) else None
+                ids.setdefault(sibling, str(released or "9999"))
+    first = equal[0].family
+    return sorted(ids, key=lambda i: (ids[i], i != first, i))
+
+
+def solved_facts(match: Match, families: list[str], knowledge: Knowledge) -> dict[str, Any]:
+    """Symbols under their names, the family's computed facts, options, and the latent space."""
+    document = knowledge.grammar(match.family)
+    symbols = match.symbols
+    facts: dict[str, Any] = {}
+    renamed = {e for e in document["facts"].values() if isinstance(e, str)}
+    facts.update({k: v for k, v in symbols.items() if k not in renamed})
+    flags = {k: int(v) for k, v in match.options.items() if isinstance(v, bool)}
+    for name, expression in document["facts"].items():
+        try:
+            facts[name] = evaluate(expression, {**flags, **symbols})
+        except KeyError:
+            continue
+    facts.update(match.options)
+    facts.update(latent_facts([knowledge.family(f) for f in families], {**flags, **symbols}))
+    return facts
+
+
+def latent_facts(cards: Iterable[Mapping[str, Any]], symbols: Mapping[str, int]) -> dict[str, Any]:
+    """latent_space (every name the header allows), latent_channels and latent_ndim."""
+    from compatkit.knowledge.expr import ExprError, parse
+
+    out: dict[str, Any] = {}
+    spaces: list[str] = []
+    for card in cards:
+        latent = card.get("latent") or {}
+        for space in [latent.get("space"), *(latent.get("also") or [])]:
+            if space and space not in spaces:
+                spaces.append(space)
+        for key, name in (("channels", "latent_channels"), ("ndim", "latent_ndim")):
+            if name not in out and latent.get(key) is not None:
+                try:
+                    out[name] = evaluate(parse(latent[key]), symbols)
+                except (KeyError, ExprError):
+                    continue
+    if spaces:
+        out["latent_space"] = spaces
+    return out
+
+
+def quantization(
+    header: Header, unpacked: Unpacked, packings: Packings, prefix: str, tensors: Mapping[str, Tensor]
+) -> Quantization:
+    """How these tensors are stored: dtype counts over the file's own tensors, the packing's id, effective bits."""
+    dtypes = Counter(t.dtype for t in tensors.values())
+    scheme = packings.scheme(unpacked, dtypes)
+    name = scheme.get("id", "none")
+    packed = [d for d in dtypes if d not in _FLOATS]
+    if name == "none" and header.format == "gguf" and packed:
+        name = max(packed, key=lambda d: sum(t.nbytes for t in tensors.values() if t.dtype == d))
+    elements = sum(t.elements for t in tensors.values())
+    bits = scheme.get("bits") or (
+        round(8 * sum(t.nbytes for t in tensors.values()) / elements, 2) if elements else None
+    )
+    return Quantization(name, dict(dtypes.most_common()), bits)
+
+
+def parameters(unpacked: Unpacked, names: Iterable[str], match: Match, knowledge: Knowledge) -> int:
+    """Logical parameters: packed tensors count with the shape the grammar expects of them."""
+    total = 0
+    missing_shape: list[str] = []
+    for name in names:
+        tensor = unpacked.tensors.get(name)
+        if tensor is None or name in unpacked.loose:
+            missing_shape.append(name[len(match.prefix) :])
+        else:
+            total += tensor.elements
+    if missing_shape:
+        total += _expected_elements(missing_shape, match, knowledge)
+    return total
+
+
+def _expected_elements(names: list[str], match: Match, knowledge: Knowledge) -> int:
+    from compatkit.identify.shapes import expected_shapes
+
+    shapes = expected_shapes(knowledge.grammar(match.family), match.layout, match.symbols, match.options)
+    total = 0
+    for name in names:
+        n = 1
+        for side in shapes.get(name) or ():
+            n *= side or 1
+        total += n
+    return total
+
+
+def key_groups(names: Iterable[str]) -> dict[str, int]:
+    """Tensors by first segment, most first."""
+    return dict(Counter(n.partition(".")[0] for n in names).most_common())
+
+
+def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str, str | None]:
+    """What each runtime makes of the file as it stands (`runtimes` of the card)."""
+    out: dict[str, str | None] = {}
+    own = header.format == "gguf" or match.layout == "native"
+    clean = not match.missing and not match.mismatched
+    for runtime, entry in (card.get("runtimes") or {}).items():
+        name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
+        if not name:
+            continue
+        layouts = entry.get("layouts") or (["native", "gguf"] if runtime != "diffusers" else ["diffusers", "hf"])
+        reads = match.layout in layouts or (own and "native" in layouts)
+        out[runtime] = name if reads and clean else None
+    return out
+
+
+def evidence(match: Match, unpacked: Unpacked, knowledge: Knowledge) -> tuple[str, ...]:
+    """The telling tensors with their shapes."""
+    index = knowledge.index
+    telling = [n for n, numbers in index["names"].items() if n in match.matched and _names(index, numbers, match)]
+    out = []
+    for name in sorted(telling, key=lambda n: (-len(_shape(unpacked, match.prefix + n)), n))[:_EVIDENCE]:
+        out.append(f"{name} {list(_shape(unpacked, match.prefix + name))}")
+    return tuple(out)
+
+
+def _names(index: Mapping[str, Any], numbers: list[int], match: Match) -> bool:
+    return any(index["grammars"][n][0] == match.family and index["grammars"][n][1] == match.layout for n in numbers)
+
+
+def _shape(unpacked: Unpacked, name: str) -> tuple[int, ...]:
+    tensor = unpacked.tensors.get(name)
+    return tensor.shape if tensor else ()

@@ -1,0 +1,195 @@
+"""Header -> the components it holds: tries grammars, keeps the best reading of every part, and says what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from compatkit.identify.candidates import trials
+from compatkit.identify.component import build, unknown
+from compatkit.identify.packing import Packings, Unpacked, View
+from compatkit.identify.solve import Match, Solver
+from compatkit.knowledge.store import Knowledge
+from compatkit.vocabulary import Component, Header
+
+#: A reading is believed if at most this share of the expected tensors is missing, and of the shapes wrong …
+MISSING_SHARE, MISMATCH_SHARE = 0.01, 0.005
+#: … and at most this share of the file's tensors is foreign to it. Small models may still miss or add a few.
+FOREIGN_SHARE = 0.02
+FEW_MISSING, FEW_FOREIGN = 2, 12
+#: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
+WIDTH = 64
+
+
+def identify(
+    header: Header, knowledge: Knowledge, *, force_role: str | None = None, assume: str | None = None
+) -> list[Component]:
+    """The models in a header, largest first.
+
+    `force_role` keeps only readings of that role; `assume` names a family to take the file for, whatever it looks like
+    (every finding that rests on it then says so).
+    """
+    packings = Packings(knowledge.table("packings"))
+    unpacked = packings.unpack(header)
+    if assume is not None:
+        return [_assumed(header, unpacked, packings, knowledge, assume)]
+    matches = _matches(header, unpacked, knowledge, force_role)
+    chosen, rejected = _choose(matches, unpacked, knowledge, header)
+    components = [build(header, unpacked, packings, knowledge, group, runner_up) for group, runner_up in chosen]
+    claimed: set[str] = set()
+    for group, _ in chosen:
+        claimed |= {group[0].prefix + n for n in group[0].matched} | {group[0].prefix + n for n in group[0].foreign}
+    left = [n for n in unpacked.tensors if n not in claimed]
+    if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
+        part = left if components else list(unpacked.tensors)
+        components.append(unknown(header, unpacked, packings, knowledge, part, rejected, force_role))
+    elif left:
+        components[0] = replace(components[0], foreign=components[0].foreign + tuple(left))
+    return components
+
+
+def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str | None) -> list[Match]:
+    views: dict[str, View] = {}
+    out = []
+    for trial in trials(unpacked, knowledge.index, header.format == "gguf", views):
+        if role and knowledge.members()[trial.family]["role"] != role:
+            continue
+        document = knowledge.grammar(trial.family)
+        refusal = _metadata_refuses(document["metadata"], header)
+        if refusal:
+            continue
+        match = Solver(document, trial.layout, views[trial.prefix]).solve()
+        out.append(match)
+    return out
+
+
+def _metadata_refuses(wanted: dict[str, Any], header: Header) -> str:
+    """Metadata breaks ties only: a key that is absent refuses nothing, unless the family exists through it alone."""
+    for key, value in wanted.items():
+        required = key.endswith("!")
+        found = header.metadata.get(key.rstrip("!"))
+        values = value if isinstance(value, list) else [value]
+        if found is None:
+            if required:
+                return f"needs metadata {key}"
+        elif found not in values:
+            return f"metadata {key} is {found!r}"
+    return ""
+
+
+def _believable(match: Match, unpacked: Unpacked) -> bool:
+    if match.refused or not match.matched:
+        return False
+    few_mismatched = 1 if match.expected >= 50 else 0
+    return (
+        len(match.missing) <= max(FEW_MISSING, MISSING_SHARE * match.expected)
+        and len(match.mismatched) <= max(few_mismatched, MISMATCH_SHARE * match.expected)
+        and len(match.matched) > 2 * len(match.missing)
+        and len(match.foreign) <= max(FEW_FOREIGN, FOREIGN_SHARE * len(match.matched))
+        and not _extends(match, unpacked)
+    )
+
+
+def _extends(match: Match, unpacked: Unpacked) -> bool:
+    """Whether foreign tensors have the model's own widths: then it is a relative with more parts, not this family."""
+    widths = {v for v in match.symbols.values() if v >= WIDTH}
+    for name in match.foreign:
+        tensor = unpacked.tensors.get(match.prefix + name)
+        if tensor is not None and widths.intersection(tensor.shape):
+            match.refused = f"it has {name} {list(tensor.shape)}, which that family has not"
+            return True
+    return False
+
+
+def _choose(
+    matches: list[Match], unpacked: Unpacked, knowledge: Knowledge, header: Header
+) -> tuple[list[tuple[list[Match], Match | None]], list[Match]]:
+    """For every part of the file the readings that fit it best (several where headers are equal), and the next best."""
+    names_under: dict[str, list[str]] = {}
+    good: list[Match] = []
+    rejected: list[Match] = []
+    claimed: set[str] = set()
+    prefixes = {m.prefix for m in matches if not m.refused}
+    for match in sorted(matches, key=lambda m: -len(m.matched)):
+        if match.refused:
+            rejected.append(match)
+            continue
+        under = names_under.setdefault(match.prefix, [n for n in unpacked.tensors if n.startswith(match.prefix)])
+        others = tuple(p for p in prefixes if p != match.prefix and len(p) > len(match.prefix))
+        n = len(match.prefix)
+        match.foreign = [x[n:] for x in under if x[n:] not in match.matched and not x.startswith(others)]
+        _tolerate(match, knowledge)
+        if _believable(match, unpacked):
+            good.append(match)
+        else:
+            rejected.append(match)
+    good.sort(key=lambda m: (m.distance - len(m.matched), m.distance))
+    chosen: list[tuple[list[Match], Match | None]] = []
+    while good:
+        best = good[0]
+        own = {best.prefix + n for n in best.matched}
+        if len(own & claimed) * 10 > len(own):
+            good.pop(0)
+            continue
+        rivals = [m for m in good if m.prefix == best.prefix and len(own & {m.prefix + n for n in m.matched}) * 2 > len(own)]
+        rivals.sort(key=lambda m: (m.distance, -len(m.matched)))
+        best = rivals[0]
+        equal = [m for m in rivals if (m.distance, len(m.matched)) == (best.distance, len(best.matched))]
+        equal.sort(key=lambda m: _age(m.family, knowledge))
+        others = [m for m in rivals if m.family not in {e.family for e in equal}] + [
+            m for m in rejected if m.prefix == best.prefix
+        ]
+        chosen.append((equal, min(others, key=_strangeness) if others else None))
+        claimed |= {best.prefix + n for n in best.matched}
+        good = [m for m in good if m not in rivals]
+    chosen.sort(key=lambda row: -len(row[0][0].matched))
+    return chosen, rejected
+
+
+def _strangeness(match: Match) -> tuple[int, int]:
+    return (match.distance if not match.refused else 100_000, -len(match.matched))
+
+
+def _tolerate(match: Match, knowledge: Knowledge) -> None:
+    """Move foreign tensors that the family's file tolerates out of the count."""
+    patterns = knowledge.grammar(match.family)["tolerate"]
+    if patterns and match.foreign:
+        import fnmatch
+
+        kept = [n for n in match.foreign if not any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+        match.tolerated = [n for n in match.foreign if n not in set(kept)]
+        match.foreign = kept
+
+
+def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
+    return (str(knowledge.family(family).get("released", "9999")), family)
+
+
+def _assumed(
+    header: Header, unpacked: Unpacked, packings: Packings, knowledge: Knowledge, family: str
+) -> Component:
+    """The file read as the family the user names, under whichever prefix and layout fits best."""
+    document = knowledge.grammar(family)
+    prefixes: Iterable[str] = {"", *_common_prefixes(unpacked)}
+    readings = []
+    for prefix in prefixes:
+        for layout in document["layouts"]:
+            match = Solver(document, layout, unpacked.view(prefix, header.format == "gguf")).solve()
+            readings.append(match)
+    best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
+    best.family = family
+    component = build(header, unpacked, packings, knowledge, [best], None)
+    return replace(component, family=family, also=(), assumed=True)
+
+
+def _common_prefixes(unpacked: Unpacked) -> set[str]:
+    out = set()
+    for name in list(unpacked.tensors)[:64]:
+        at = name.find(".")
+        for _ in range(3):
+            if at < 0:
+                break
+            out.add(name[: at + 1])
+            at = name.find(".", at + 1)
+    return out

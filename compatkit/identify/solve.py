@@ -1,0 +1,246 @@
+"""Solves a header for one grammar: symbols from shapes, run lengths from names, then every line checked.
+
+The cost of a solve is one dictionary lookup a tensor. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compatkit.identify.packing import View
+from compatkit.knowledge.expr import evaluate, solve_for
+from compatkit.knowledge.patterns import Pattern, names
+
+#: A run longer than this is not looked at further: no model has that many blocks.
+MAX_RUN = 4096
+
+
+@dataclass(slots=True)
+class Match:
+    """How one grammar reads one header."""
+
+    family: str
+    layout: str
+    prefix: str
+    symbols: dict[str, int]
+    matched: set[str]
+    missing: list[str]
+    mismatched: list[str]
+    foreign: list[str] = field(default_factory=list)
+    tolerated: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    expected: int = 0
+
+    @property
+    def distance(self) -> int:
+        """Tensors that do not agree: 0 is a complete match."""
+        return len(self.missing) + 2 * len(self.mismatched) + len(self.foreign)
+
+
+class Solver:
+    """Tries one layout of one family on a view of a header."""
+
+    def __init__(self, document: Mapping[str, Any], layout: str, view: View) -> None:
+        self.document = document
+        self.layout = layout
+        self.spec = document["layouts"][layout]
+        self.view = view
+        self.symbols: dict[str, int] = {}
+
+    def solve(self) -> Match:
+        """Bind, then check every line. `refused` says why the family is out of the question, if it is."""
+        self._bind_runs()
+        self._bind_sides()
+        match = Match(self.document["id"], self.layout, self.view.prefix, self.symbols, set(), [], [])
+        match.refused = self._refusal()
+        if not match.refused:
+            self._check(match)
+            if not match.refused:
+                match.refused = self._conditions(match)
+        return match
+
+    def _bind_runs(self) -> None:
+        tensors, covers = self.view.tensors, self.view.covers
+        for symbol, probes in self.spec["runs"].items():
+            best = 0
+            for format_, starts, position, start, step in probes:
+                index = list(starts)
+                i = start
+                while i < MAX_RUN:
+                    index[position] = i
+                    name = format_ % tuple(index)
+                    if name not in tensors and not (covers and self.view.covered(name)):
+                        break
+                    i += step
+                best = max(best, i - step + 1 if i > start else start)
+            # a hole in one probe's run must not end it: go on where any probe still finds something
+            while best and best < MAX_RUN and any(self._has(p, best) for p in probes):
+                best += 1
+            self.symbols[symbol] = best
+
+    def _has(self, probe: list[Any], i: int) -> bool:
+        format_, starts, position, start, step = probe
+        if i < start or (i - start) % step:
+            return False
+        index = list(starts)
+        for at in (i, i + step):
+            index[position] = at
+            if format_ % tuple(index) in self.view.tensors:
+                return True
+        return False
+
+    def _bind_sides(self) -> None:
+        tensors, loose = self.view.tensors, self.view.loose
+        for symbol, places in self.spec["bind"].items():
+            votes: Counter[int] = Counter()
+            for name, axis, rank in places:
+                tensor = tensors.get(name)
+                if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
+                    continue
+                votes[tensor.shape[axis]] += 1
+            if votes:
+                value, _ = votes.most_common(1)[0]
+                # a symbol that is also a run's length keeps the length the names say
+                self.symbols.setdefault(symbol, value)
+        for _ in range(3):
+            progress = False
+            for symbol, name, axis, rank, expr in self.spec["derive"]:
+                if symbol in self.symbols:
+                    continue
+                tensor = tensors.get(name)
+                if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
+                    continue
+                value = solve_for(expr, symbol, tensor.shape[axis], self.symbols)
+                if value is not None:
+                    self.symbols[symbol] = value
+                    progress = True
+            if not progress:
+                break
+
+    def _refusal(self) -> str:
+        for symbol, allowed in self.document["where"].items():
+            value = self.symbols.get(symbol)
+            if value is not None and value not in allowed:
+                return f"{symbol} is {value}, not {' or '.join(map(str, allowed))}"
+        for pattern in self.document["forbid"]:
+            name = self.view.find(pattern)
+            if name:
+                return f"has {name}"
+        return ""
+
+    def _conditions(self, match: Match) -> str:
+        flags = {k: int(v) for k, v in match.options.items() if isinstance(v, bool)}
+        for condition in self.document["require"]:
+            try:
+                if not evaluate(condition, {**self.symbols, **flags}):
+                    from compatkit.knowledge.expr import text
+
+                    return f"{text(condition)} does not hold"
+            except KeyError:
+                continue
+        return ""
+
+    def _check(self, match: Match) -> None:
+        groups = self.document["groups"]
+        found: list[list[Any]] = [[0, 0, [], [], []] for _ in groups]  # expected, matched, names, missing, mismatched
+        for format_, ranges, shapes, group, when in self.spec["lines"]:
+            if when != 1 and not self._holds(when):
+                continue
+            row = found[group] if group >= 0 else None
+            try:
+                line_names: Iterable[str] = names(Pattern(format_, ranges), self.symbols)
+                wanted = [self._sides(s) for s in shapes] if shapes is not None else None
+                self._line(line_names, wanted, match, row)
+            except KeyError:
+                first = format_.replace("%d", "0")
+                if row is None:
+                    match.missing.append(first)
+                    match.expected += 1
+                else:
+                    row[0] += 1
+                    row[3].append(first)
+        if groups:
+            self._settle_groups(groups, found, match)
+
+    def _holds(self, when: Any) -> bool:
+        try:
+            return bool(evaluate(when, self.symbols))
+        except KeyError:
+            return False
+
+    def _sides(self, shape: list[Any]) -> tuple[int | None, ...]:
+        symbols = self.symbols
+        out: list[int | None] = []
+        for side in shape:
+            if type(side) is int or side is None:
+                out.append(side)
+            elif type(side) is str:
+                out.append(symbols[side])
+            else:
+                out.append(evaluate(side, symbols))
+        return tuple(out)
+
+    def _line(
+        self, line_names: Iterable[str], wanted: list[tuple[int | None, ...]] | None, match: Match, row: list[Any] | None
+    ) -> None:
+        tensors, loose = self.view.tensors, self.view.loose
+        if row is None:
+            matched, missing, mismatched = match.matched, match.missing, match.mismatched
+        else:
+            matched, missing, mismatched = row[2], row[3], row[4]
+        add = matched.add if isinstance(matched, set) else matched.append
+        expected = 0
+        only = wanted[0] if wanted is not None and len(wanted) == 1 else None
+        for name in line_names:
+            expected += 1
+            if expected > 200_000:
+                raise KeyError(name)
+            tensor = tensors.get(name)
+            if tensor is None:
+                if self.view.covers and self.view.covered(name):
+                    add(name)
+                else:
+                    missing.append(name)
+                continue
+            add(name)
+            if tensor.shape == only or wanted is None:
+                continue
+            if not self.view.fits(name, tensor.shape, wanted, name in loose):
+                mismatched.append(name)
+        if row is None:
+            match.expected += expected
+        else:
+            row[0] += expected
+
+    def _settle_groups(self, groups: list[Any], found: list[list[Any]], match: Match) -> None:
+        """Keep the optional groups that are (mostly) there; of a choice's alternatives the one that is there most."""
+        present = [len(f[2]) * 2 >= f[0] and bool(f[2]) for f in found]
+        for number, (_, parent, _, _) in enumerate(groups):
+            if parent >= 0 and not found[parent][0]:
+                present[parent] = present[parent] or present[number]
+        choices: dict[str, list[int]] = {}
+        for number, (fact, parent, choice, _) in enumerate(groups):
+            if choice:
+                choices.setdefault(choice, []).append(number)
+                continue
+            if parent >= 0 and not present[parent]:
+                present[number] = False
+            if present[number]:
+                self._keep(found[number], match)
+            if fact:
+                match.options[fact] = present[number]
+        for choice, numbers in choices.items():
+            best = max(numbers, key=lambda n: len(found[n][2]) - len(found[n][3]) - 2 * len(found[n][4]))
+            self._keep(found[best], match)
+            match.options[choice] = groups[best][3]
+
+    @staticmethod
+    def _keep(row: list[Any], match: Match) -> None:
+        match.expected += row[0]
+        match.matched.update(row[2])
+        match.missing += row[3]
+        match.mismatched += row[4]

@@ -1,0 +1,248 @@
+"""Compiles a rules folder into JSON that an ordinary run reads: one file a family, one signature index, one table of the rest.
+
+    index.json            names -> grammars to try, and the quick gates that refuse most of them
+    families/ID.json      card, and lines per layout
+    tables.json           checks, runtimes, packings, error texts
+    manifest.json         what it was made from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compatkit.knowledge import checkfile, runtimefile
+from compatkit.knowledge.expr import symbols
+from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
+from compatkit.knowledge.lines import Line, Part, parse_parts
+from compatkit.knowledge.packingfile import parse_packings
+from compatkit.knowledge.patterns import Pattern, first_name
+from compatkit.knowledge.stamp import FORMAT, stamp
+from compatkit.knowledge.yamlfile import RuleFile, load
+
+_SIGNATURES = 8
+_BINDERS = 5
+
+
+def rule_files(root: Path) -> list[Path]:
+    """Every YAML file under a rules folder, sorted."""
+    return sorted(p for p in root.rglob("*.yaml") if not any(x.startswith(".") for x in p.relative_to(root).parts))
+
+
+class Sources:
+    """The rule files of one folder (and, for users' own rules, of further folders on top), sorted by what they are."""
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        self.families: dict[str, RuleFile] = {}
+        self.keymaps: dict[str, RuleFile] = {}
+        self.checks: list[RuleFile] = []
+        self.runtimes: list[RuleFile] = []
+        self.tables: dict[str, RuleFile] = {}
+        self.parts: dict[str, Part] = {}
+        for root in roots:
+            for path in rule_files(root):
+                self._add(root, path)
+
+    def _add(self, root: Path, path: Path) -> None:
+        file = load(path)
+        kind = path.relative_to(root).parts[0]
+        if kind == "families":
+            check_keys(file)
+            other = self.families.get(file.data["id"])
+            if other is not None:
+                raise file.error(("id",), f"{file.data['id']!r} is already the id of {other.path}")
+            self.families[file.data["id"]] = file
+        elif kind == "keymaps":
+            self.keymaps[path.stem] = file
+        elif kind == "checks":
+            self.checks.append(file)
+        elif kind == "runtimes":
+            self.runtimes.append(file)
+        elif path.stem == "parts":
+            self.parts |= parse_parts(file.data, file.error, ())
+        elif len(path.relative_to(root).parts) == 1 or kind == "errors":
+            self.tables[path.relative_to(root).with_suffix("").as_posix()] = file
+        else:  # users may keep checks at the top of their folder
+            raise file.error((), f"{kind!r} is not a folder of rules (families, checks, runtimes, keymaps, errors)")
+
+    def compiled_families(self) -> list[Family]:
+        """Every family, compiled, in order of id."""
+        files = self.families
+        return [compile_family(files[i], files, self.parts, self.keymaps) for i in sorted(files)]
+
+
+def compile_tree(rules_dir: Path, out_dir: Path, extra: Iterable[Path] = ()) -> None:
+    """Compile `rules_dir` (and folders of users' rules on top) into `out_dir`; the last file written is the manifest.
+
+    Raises:
+        RuleFileError: a rule file is refused; nothing of the old compiled form is touched before all files are read.
+    """
+    roots = [rules_dir, *extra]
+    documents = compile_documents(roots)
+    (out_dir / "families").mkdir(parents=True, exist_ok=True)
+    for old in (out_dir / "families").glob("*.json"):
+        if f"families/{old.name}" not in documents:
+            old.unlink()
+    for name, document in documents.items():
+        write(out_dir / name, document)
+    write(out_dir / "manifest.json", {"format": FORMAT, "stamp": [stamp(r) for r in roots]})
+
+
+def write(path: Path, document: Any) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
+    """All compiled files, by name."""
+    sources = Sources(roots)
+    families = sources.compiled_families()
+    documents: dict[str, Any] = {}
+    members: dict[str, Any] = {}
+    for family in families:
+        documents[f"families/{family.id}.json"] = family_document(family)
+        members[family.id] = {"role": family.card["role"], "abstract": bool(family.card.get("abstract"))}
+        for sibling in family.card.get("siblings") or {}:
+            members[sibling] = {"role": family.card["role"], "sibling_of": family.id}
+    packings = sources.tables.get("packings")
+    documents["index.json"] = {"families": members, **signature_index(families)}
+    documents["tables.json"] = {
+        "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
+        "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},
+        "packings": parse_packings(packings) if packings else [],
+        **{name: file.data for name, file in sources.tables.items() if name != "packings"},
+    }
+    return documents
+
+
+def family_document(family: Family) -> dict[str, Any]:
+    """A family as compiled JSON."""
+    return {
+        "id": family.id,
+        "card": family.card,
+        "facts": family.facts,
+        "where": family.where,
+        "require": family.require,
+        "forbid": family.forbid,
+        "tolerate": family.tolerate,
+        "metadata": family.metadata,
+        "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],
+        "layouts": {layout.name: _layout_document(layout) for layout in family.layouts},
+    }
+
+
+def _layout_document(layout: Layout) -> dict[str, Any]:
+    direct, derived, runs = binders(layout.lines)
+    return {
+        "lines": [[x.pattern.format, x.pattern.ranges, x.shapes, x.group, x.when] for x in layout.lines],
+        "origins": [[list(o.sources), o.how, o.start, o.size] for o in layout.origins],
+        "bind": direct,
+        "derive": derived,
+        "runs": runs,
+    }
+
+
+def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[str, list[Any]]]:
+    """Where each symbol's value can be read.
+
+    Returns `{symbol: [[name, axis, rank], …]}` for sides that are a bare symbol, `[[symbol, name, axis, rank, expr], …]`
+    for symbols that only stand inside expressions, and `{symbol: [[format, other indexes, position, start], …]}` for runs.
+    """
+    direct: dict[str, list[Any]] = {}
+    derived: list[Any] = []
+    runs: dict[str, list[Any]] = {}
+    for line in sorted(lines, key=lambda x: (x.group != -1, x.when != 1)):
+        _run_probes(line.pattern, runs)
+        name = first_name(line.pattern)
+        if name is None:
+            continue
+        for shape in line.shapes or ():
+            for axis, side in enumerate(shape):
+                if isinstance(side, str):
+                    known = direct.setdefault(side, [])
+                    if len(known) < _BINDERS and [name, axis, len(shape)] not in known:
+                        known.append([name, axis, len(shape)])
+                elif isinstance(side, list):
+                    derived.append([name, axis, len(shape), side])
+    wanted = set()
+    for _, _, _, side in derived:
+        wanted |= symbols(side) - set(direct) - set(runs)
+    kept, seen = [], Counter[str]()
+    for name, axis, rank, side in derived:
+        for symbol in sorted(symbols(side) & wanted):
+            if seen[symbol] < _BINDERS:
+                kept.append([symbol, name, axis, rank, side])
+                seen[symbol] += 1
+    return direct, kept, runs
+
+
+def _run_probes(pattern: Pattern, runs: dict[str, list[Any]]) -> None:
+    starts = [a for a, _, _ in pattern.ranges]
+    if not all(isinstance(a, int) for a in starts):
+        return
+    for position, (start, stop, step) in enumerate(pattern.ranges):
+        if isinstance(stop, str):
+            probes = runs.setdefault(stop, [])
+            probe = [pattern.format, starts, position, start, step]
+            if step == 1 and probes and probes[0][4] != 1:
+                probes.clear()
+            if len(probes) < _BINDERS and (step == 1 or not probes or probes[0][4] != 1):
+                probes.append(probe)
+
+
+def signature_index(families: list[Family]) -> dict[str, Any]:
+    """Which grammars to try for a header: a few telling names of each, and gates on `where`."""
+    grammars = [(f, layout) for f in families if not f.card.get("abstract") for layout in f.layouts]
+    own_names = [_plain_names(layout.lines) for _, layout in grammars]
+    seen = Counter(name for names in own_names for name in names)
+    names: dict[str, list[int]] = {}
+    entries = []
+    for number, ((family, layout), plain) in enumerate(zip(grammars, own_names, strict=True)):
+        chosen = _choose(plain, seen, family.signature if layout is family.layouts[0] else [])
+        for name in chosen:
+            names.setdefault(name, []).append(number)
+        entries.append([family.id, layout.name, len(chosen), _gates(family, layout)])
+    return {"grammars": entries, "names": names}
+
+
+def _plain_names(lines: list[Line]) -> dict[str, int]:
+    """First names of the lines that are always there -> rank of their shape."""
+    out: dict[str, int] = {}
+    for line in lines:
+        if line.group == -1 and line.when == 1:
+            name = first_name(line.pattern)
+            if name:
+                out.setdefault(name, len(line.shapes[0]) if line.shapes else 0)
+    return out
+
+
+def _choose(plain: Mapping[str, int], seen: Counter[str], given: list[str]) -> list[str]:
+    """The rarest names, spread over the top level of the tree; one-dimensional ones first, since packing leaves them be."""
+    if given:
+        return given
+    per_top: Counter[str] = Counter()
+    order = sorted(plain, key=lambda n: (seen[n], plain[n] != 1, n))
+    ranked = []
+    for name in order:
+        top = name.split(".", 1)[0]
+        ranked.append((seen[name] + 3 * per_top[top], name))
+        per_top[top] += 1
+    return [name for _, name in sorted(ranked)[:_SIGNATURES]]
+
+
+def _gates(family: Family, layout: Layout) -> list[Any]:
+    """Quick refusals: `[name, axis, rank, allowed]` reads one side, `[format, indexes, position, allowed]` counts a run."""
+    direct, _, runs = binders(layout.lines)
+    gates: list[Any] = []
+    for symbol, allowed in family.where.items():
+        if symbol in direct:
+            gates.append([symbol, allowed, [b for b in direct[symbol][:3]], []])
+        elif symbol in runs:
+            gates.append([symbol, allowed, [], runs[symbol][:3]])
+    return gates

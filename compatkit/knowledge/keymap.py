@@ -1,0 +1,253 @@
+"""Key maps: how another layout spells the tensors of a family's own.
+
+A map is a list of operations, each anchored on whole segments of a name:
+
+    - rename: {"double_blocks.{i}.img_attn.proj": "transformer_blocks.{i}.attn.to_out.0"}
+    - split:  {from: "**.attention.qkv", to: ["**.attention.to_q", "**.attention.to_k", "**.attention.to_v"]}
+    - fuse:   {from: ["**.q", "**.k"], to: "**.qk"}
+    - drop:   ["**.rope.freqs"]          # own tensors that this layout has not
+    - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only)
+    - reshape: {"**.proj_in.weight": [o, i]}
+    - add:    {tree}                     # tensors only this layout has
+
+`{i}` stands for one index, `*` for one segment, `**` (first only) for any leading segments; what follows the match is
+kept. `split` takes `rows` (sizes) where the pieces are unequal. A `to` index may be computed from a literal one: `{3-i}`.
+Operations apply in order, each to the names the ones before it made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compatkit.knowledge.expr import Expr, ExprError, evaluate, parse
+from compatkit.knowledge.lines import Complain, Line, Shape, _shapes
+from compatkit.knowledge.patterns import Pattern
+
+OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a mapped line's tensors come from: lines of the family's own layout, and how they are cut or joined.
+
+    `how` is "copy", "rows" (rows `start` .. `start + size` of the source), "cat" (sources joined by rows), "swap" or "new".
+    """
+
+    sources: tuple[int, ...]
+    how: str = "copy"
+    start: Expr = 0
+    size: Expr = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A line in the other layout, and its origin."""
+
+    line: Line
+    origin: Origin
+
+
+_TOKEN = re.compile(r"\{([^{}]*)\}")
+
+
+class Matcher:
+    """One `from` pattern, ready to be tried on the names of lines."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        segments = text.split(".")
+        self.anywhere = segments[0] == "**"
+        self.segments = segments[1:] if self.anywhere else segments
+        self.regexes = [_segment_regex(s) for s in self.segments]
+
+    def match(self, name: str) -> tuple[str, dict[str, str], str] | None:
+        """(leading text, captures, trailing text) of the first match, or None. Index runs are `%d` in `name`."""
+        parts = name.split(".")
+        width = len(self.segments)
+        for at in range(len(parts) - width + 1) if self.anywhere else (0,):
+            if len(parts) < width:
+                return None
+            captures: dict[str, str] = {}
+            for regex, part in zip(self.regexes, parts[at : at + width], strict=True):
+                found = regex.fullmatch(part)
+                if not found:
+                    break
+                captures.update(found.groupdict())
+            else:
+                lead, trail = ".".join(parts[:at]), ".".join(parts[at + width :])
+                return lead, captures, trail
+        return None
+
+
+def _segment_regex(segment: str) -> re.Pattern[str]:
+    if segment == "*":
+        return re.compile(r"(?P<_star>[^.]+)")
+    out, position = "", 0
+    for token in _TOKEN.finditer(segment):
+        out += re.escape(segment[position : token.start()]) + rf"(?P<{token[1].strip()}>\d+|%d)"
+        position = token.end()
+    return re.compile(out + re.escape(segment[position:]))
+
+
+def render(to: str, lead: str, captures: Mapping[str, str], trail: str) -> str:
+    """The new name. Raises ExprError where an index would have to be computed from a run."""
+    segments = to.split(".")
+    if segments[0] == "**":
+        segments = segments[1:]
+    else:
+        lead = ""
+    out = []
+    for segment in segments:
+        if segment == "*":
+            out.append(captures.get("_star", ""))
+            continue
+        out.append(_TOKEN.sub(lambda t: _index(t[1].strip(), captures), segment))
+    return ".".join(p for p in (lead, ".".join(out), trail) if p)
+
+
+def _index(inside: str, captures: Mapping[str, str]) -> str:
+    if inside in captures:
+        return captures[inside]
+    expr = parse(inside)
+    numbers = {k: int(v) for k, v in captures.items() if v.isdigit()}
+    try:
+        return str(evaluate(expr, numbers))
+    except KeyError:
+        raise ExprError(f"{{{inside}}} needs a literal index, and the name has a run there") from None
+
+
+def apply(
+    operations: list[Any], lines: list[Line], complain: Complain, where: tuple[Hashable, ...], expand_added: Any
+) -> list[Mapped]:
+    """The lines of the other layout.
+
+    `expand_added(tree, where) -> list[Line]` expands what `add` brings.
+    """
+    mapped = [Mapped(line, Origin((i,))) for i, line in enumerate(lines)]
+    for number, operation in enumerate(operations):
+        at = (*where, number)
+        if not isinstance(operation, Mapping) or len(operation) != 1 or next(iter(operation)) not in OPERATIONS:
+            raise complain(at, f"an operation is one of {', '.join(OPERATIONS)}")
+        kind, argument = next(iter(operation.items()))
+        try:
+            if kind == "add":
+                mapped += [Mapped(line, Origin((), "new")) for line in expand_added(argument, (*at, kind))]
+            elif kind == "split":
+                mapped = _split(argument, mapped)
+            elif kind == "fuse":
+                mapped = _fuse(argument, mapped)
+            elif kind == "rename":
+                for source, target in argument.items():
+                    mapped = _rename(Matcher(str(source)), str(target), mapped)
+            elif kind == "drop":
+                matchers = [Matcher(str(p)) for p in argument]
+                mapped = [m for m in mapped if not any(x.match(m.line.pattern.format) for x in matchers)]
+            elif kind == "swap":
+                matchers = [Matcher(str(p)) for p in argument]
+                mapped = [
+                    replace(m, origin=replace(m.origin, how="swap"))
+                    if any(x.match(m.line.pattern.format) for x in matchers)
+                    else m
+                    for m in mapped
+                ]
+            else:
+                for source, shape in argument.items():
+                    mapped = _reshape(Matcher(str(source)), _shapes(shape, {}), mapped)
+        except ExprError as e:
+            raise complain((*at, kind), str(e)) from None
+        except (AttributeError, TypeError, KeyError):
+            raise complain((*at, kind), f"{kind} is not written as the documentation of key maps says") from None
+    return mapped
+
+
+def _named(line: Line, name: str) -> Line:
+    if name.count("%d") != line.pattern.format.count("%d"):
+        raise ExprError(f"{name!r} must keep every index of {line.pattern.format!r}")
+    return replace(line, pattern=Pattern(name, line.pattern.ranges))
+
+
+def _rename(matcher: Matcher, target: str, mapped: list[Mapped]) -> list[Mapped]:
+    out = []
+    for m in mapped:
+        found = matcher.match(m.line.pattern.format)
+        out.append(replace(m, line=_named(m.line, render(target, *found))) if found else m)
+    return out
+
+
+def _split(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
+    matcher, targets = Matcher(argument["from"]), argument["to"]
+    sizes = [parse(r) for r in argument["rows"]] if "rows" in argument else None
+    out = []
+    for m in mapped:
+        found = matcher.match(m.line.pattern.format)
+        if not found or not m.line.shapes or not m.line.shapes[0]:
+            out.append(m)
+            continue
+        rows = m.line.shapes[0][0]
+        parts = sizes or [_divide(rows, len(targets))] * len(targets)
+        start: Expr = 0
+        for target, size in zip(targets, parts, strict=True):
+            shapes = tuple((size, *shape[1:]) for shape in m.line.shapes)
+            line = replace(_named(m.line, render(target, *found)), shapes=shapes)
+            out.append(Mapped(line, Origin(m.origin.sources, "rows", start, size)))
+            start = parse(0) if size is None else _plus(start, size)
+    return out
+
+
+def _plus(a: Expr, b: Expr) -> Expr:
+    return b if a == 0 else a + b if isinstance(a, int) and isinstance(b, int) else ["+", a, b]
+
+
+def _divide(rows: Expr, n: int) -> Expr:
+    if isinstance(rows, int):
+        return rows // n
+    if isinstance(rows, list) and rows[0] == "*" and rows[1] == n:
+        return rows[2]
+    return ["/", rows, n]
+
+
+def _fuse(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
+    matchers, target = [Matcher(p) for p in argument["from"]], argument["to"]
+    waiting: dict[str, dict[int, Mapped]] = {}
+    out: list[Mapped] = []
+    for m in mapped:
+        for position, matcher in enumerate(matchers):
+            found = matcher.match(m.line.pattern.format)
+            if found:
+                name = render(target, *found)
+                pieces = waiting.setdefault(name, {})
+                pieces[position] = m
+                if len(pieces) == len(matchers):
+                    out.append(_joined(name, [pieces[i] for i in range(len(matchers))]))
+                    del waiting[name]
+                break
+        else:
+            out.append(m)
+    if waiting:
+        name, pieces = next(iter(waiting.items()))
+        raise ExprError(f"fuse finds only {len(pieces)} of {len(matchers)} parts of {name!r}")
+    return out
+
+
+def _joined(name: str, pieces: list[Mapped]) -> Mapped:
+    first = pieces[0].line
+    shape: Shape | None = None
+    if all(p.line.shapes for p in pieces):
+        rows: Expr = 0
+        for p in pieces:
+            rows = _plus(rows, p.line.shapes[0][0])  # type: ignore[index]
+        shape = (rows, *first.shapes[0][1:])  # type: ignore[index]
+    line = replace(_named(first, name), shapes=(shape,) if shape else None)
+    return Mapped(line, Origin(tuple(s for p in pieces for s in p.origin.sources), "cat"))
+
+
+def _reshape(matcher: Matcher, shapes: tuple[Shape, ...], mapped: list[Mapped]) -> list[Mapped]:
+    out = []
+    for m in mapped:
+        if matcher.match(m.line.pattern.format):
+            m = replace(m, line=replace(m.line, shapes=shapes))
+        out.append(m)
+    return out

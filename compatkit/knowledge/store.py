@@ -1,0 +1,123 @@
+"""Reads the compiled rules: the index at once, a family or a table only when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent.parent
+
+
+def rules_root() -> Path:
+    """The folder of rules: inside the installed package, or beside it in a checkout."""
+    packaged = _HERE / "_data" / "rules"
+    return packaged if packaged.is_dir() else _HERE.parent / "rules"
+
+
+class Knowledge:
+    """Everything `rules/` says. Documents are plain JSON values; see `docs/grammar.md` for what they hold."""
+
+    def __init__(self, documents: Mapping[str, Any] | Path) -> None:
+        self._from = documents
+        self._families: dict[str, dict[str, Any] | None] = {}
+        self._tables: dict[str, Any] | None = None
+        self.index: dict[str, Any] = self._read("index.json")
+
+    def _read(self, name: str) -> Any:
+        if isinstance(self._from, Path):
+            return json.loads((self._from / name).read_bytes())
+        return self._from[name]
+
+    def members(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every family id (siblings too) -> {role, abstract | sibling_of}."""
+        members: Mapping[str, Mapping[str, Any]] = self.index["families"]
+        return members
+
+    def has_family(self, family: str) -> bool:
+        """Whether `family` is an id that the rules know."""
+        return family in self.index["families"]
+
+    def grammar(self, family: str) -> dict[str, Any]:
+        """The compiled file of a family (of the family it is a sibling of)."""
+        owner = self.index["families"][family].get("sibling_of", family)
+        document = self._families.get(owner)
+        if document is None:
+            document = self._families[owner] = self._read(f"families/{owner}.json")
+        return document
+
+    def family(self, family: str) -> Mapping[str, Any]:
+        """The card of a family: all its file says but tensors. A sibling's overrides are applied.
+
+        Raises:
+            KeyError: no such family.
+        """
+        card: dict[str, Any] = self.grammar(family)["card"]
+        if card["id"] == family:
+            return card
+        own = card["siblings"][family]
+        own = own if isinstance(own, dict) else {"notes": own}
+        return {**card, "siblings": {}, "title": family, **own, "id": family, "sibling_of": card["id"]}
+
+    def table(self, name: str) -> Any:
+        """One of the other tables: "checks", "runtimes", "packings", … ; an empty list if there is none."""
+        if self._tables is None:
+            self._tables = self._read("tables.json")
+        return self._tables.get(name, [])
+
+    def checks(self) -> Sequence[Mapping[str, Any]]:
+        """The parsed entries of `rules/checks/`."""
+        checks: Sequence[Mapping[str, Any]] = self.table("checks")
+        return checks
+
+    def runtime(self, name: str) -> Mapping[str, Any]:
+        """What is known of a runtime. Raises KeyError for one that is not."""
+        runtimes: Mapping[str, Mapping[str, Any]] = self.table("runtimes")
+        return runtimes[name]
+
+    def packing(self, scheme: str) -> Mapping[str, Any]:
+        """The entry of a packing in `rules/packings.yaml`; empty for a scheme without one."""
+        entries: Sequence[Mapping[str, Any]] = self.table("packings")
+        return next((e for e in entries if e["id"] == scheme), {})
+
+
+@cache
+def load(extra: tuple[Path, ...] = ()) -> Knowledge:
+    """The rules of this installation, and of users' folders on top.
+
+    In a checkout the compiled form is rebuilt when a rule file changed; an installed one is never checked (its files do
+    not change), so the first run is as fast as the tenth and nothing is written. With `extra` all is compiled in memory.
+
+    Raises:
+        RuleFileError: a rule file is refused (from PyYAML's side: only when something is compiled).
+    """
+    root = rules_root()
+    if extra:
+        from compatkit.knowledge.compile import compile_documents
+
+        return Knowledge(compile_documents([root, *extra]))
+    compiled = root / ".compiled"
+    if root.parent.name == "_data" and (compiled / "manifest.json").is_file():
+        return Knowledge(compiled)
+    return Knowledge(_fresh(root, compiled))
+
+
+def _fresh(root: Path, compiled: Path) -> Path | Mapping[str, Any]:
+    """The compiled folder, made anew if it is stale; documents in memory where it cannot be written."""
+    try:
+        manifest = json.loads((compiled / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        manifest = {}
+    from compatkit.knowledge.stamp import FORMAT, stamp
+
+    if manifest == {"format": FORMAT, "stamp": [stamp(root)]}:
+        return compiled
+    from compatkit.knowledge.compile import compile_documents, compile_tree
+
+    try:
+        compile_tree(root, compiled)
+    except OSError:
+        return compile_documents([root])
+    return compiled
