@@ -1,0 +1,91 @@
+"""Model files' headers: what is in a file, from its first kilobytes.
+
+`open_header` is the one entry. It goes by content, never by name; a name only matters where a loader would go by it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from compatkit.headers.problems import MEANINGS
+from compatkit.sources.local import LocalSource
+from compatkit.vocabulary import Header, HeaderError
+
+if TYPE_CHECKING:
+    from compatkit.sources import Source
+
+__all__ = ["MEANINGS", "open_header", "read_one"]
+
+
+def open_header(source: Source | str | os.PathLike[str]) -> Header:
+    """The header of a model file, read from `source` (which stays open) or from the file at that path.
+
+    One part of a split model (`…-00001-of-00003.safetensors` or `.gguf`) or its index (`….safetensors.index.json`)
+    gives the header of the whole: its parts stand in `Header.shards`, what is wrong with them in `Header.problems`.
+
+    Raises `HeaderError` (with the `FileProblem` to report) if it is no model that can be read, `SourceError` if there
+    is no regular file that may be read. Nothing else, whatever the bytes.
+    """
+    if isinstance(source, (str, bytes, os.PathLike)):
+        with LocalSource(source) as opened:
+            return open_header(opened)
+    head = source.read(0, 16)
+    if head[:4] == b"GGUF":
+        header = read_one(source, head)
+        if not header.metadata.get("split.count"):
+            return header
+        from compatkit.headers import splits
+
+        return splits.join_gguf(source, header)
+    name = source.name.lower()
+    if name.endswith(".json") or "-of-" in name:  # cheap marks; what they hint at is checked there
+        from compatkit.headers import splits
+
+        if whole := splits.join_safetensors(source):
+            return whole
+    return read_one(source, head)
+
+
+def read_one(source: Source, head: bytes = b"") -> Header:
+    """The header of one file by itself, even if it is a part of a split model. Raises as `open_header`.
+
+    `head` is its first 16 bytes, if the caller has them already.
+    """
+    head = head or source.read(0, 16)
+    if head[:4] == b"GGUF":
+        from compatkit.headers import gguf
+
+        header = gguf.read(source)
+    elif _like_safetensors(head, source.size):
+        from compatkit.headers import safetensors
+
+        header = safetensors.read(source)
+    else:
+        raise _unreadable(source)
+    return _named(header)
+
+
+def _like_safetensors(head: bytes, size: int) -> bool:
+    """Whether the first bytes are a length and an opening brace, or all that a cut left of those."""
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{":
+        # JSON can have a brace there too; then the "length" is text
+        return not all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8])
+    return size == 8 and 0 < length < 1 << 27
+
+
+def _named(header: Header) -> Header:
+    from compatkit.headers.suffixes import wrong_suffix
+
+    if wrong := wrong_suffix(header.source, header.format):
+        from dataclasses import replace
+
+        return replace(header, problems=(wrong, *header.problems))
+    return header
+
+
+def _unreadable(source: Source) -> HeaderError:
+    from compatkit.headers import sniff
+
+    return sniff.explain(source, source.read(0, sniff.HEAD))

@@ -1,0 +1,271 @@
+"""Models split over several files, read as one: sharded safetensors (with or without an index) and split GGUF."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from compatkit.headers.problems import problem, refused
+from compatkit.sources.naming import counted, shown
+from compatkit.vocabulary import FileProblem, Header, HeaderError, SourceError, Tensor
+
+if TYPE_CHECKING:
+    from compatkit.sources import Source
+
+MAX_SHARDS = 4096
+MAX_INDEX = 100_000_000  # bytes; as much as a header may have
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5,6})-of-(?P<of>\d{5,6})(?P<end>\.safetensors|\.gguf)", re.I | re.S)
+_FIX_MISSING = "Download the missing parts into the same folder as the others."
+_FIX_MIXED = "Download all parts and the index again, from the same revision."
+
+
+def join_safetensors(source: Source) -> Header | None:
+    """The whole of which `source` is the index or one shard; `None` if it is neither.
+
+    Raises `HeaderError` if none of its shards can be read, or if the index is not to be trusted.
+    """
+    base = _bare(source.name)
+    if base.lower().endswith(".json"):
+        weight_map, index = _index(source)
+        if weight_map is None:
+            return None
+        return _by_index(source, weight_map, index)
+    part = _PART.fullmatch(base)
+    if not part or part["end"].lower() != ".safetensors":
+        return None
+    for name in _index_names(part["stem"], part["end"]):
+        try:
+            beside = source.sibling(name)
+        except SourceError:
+            continue
+        if beside:
+            with beside:
+                weight_map, index = _index(beside)
+                if weight_map and base in weight_map.values():
+                    return _by_index(source, weight_map, index)
+    return _by_name(source, part)
+
+
+def _bare(name: str) -> str:
+    """The last part of a path or URL path."""
+    return name[max(name.rfind("/"), name.rfind(os.sep)) + 1 :]
+
+
+def _index_names(stem: str, end: str) -> tuple[str, ...]:
+    names = [f"{stem}{end}.index.json"]
+    if "." in stem:  # a variant: model.fp16-00001-of-00002 belongs to model.safetensors.index.fp16.json
+        front, variant = stem.rsplit(".", 1)
+        names.append(f"{front}{end}.index.{variant}.json")
+    return tuple(names)
+
+
+def _index(source: Source) -> tuple[dict[str, str] | None, dict[str, Any]]:
+    """(weight_map, the index's metadata). The map is `None` if this is no index at all."""
+    from compatkit.headers.sniff import read_json
+
+    content = read_json(source, source.read(0, 64), MAX_INDEX)
+    if not isinstance(content, dict) or "weight_map" not in content:
+        return None, {}
+    weight_map, about = content["weight_map"], content.get("metadata")
+    name = source.name
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise refused("file/corrupt", f"{shown(name)} is an index whose weight_map is no list of files", _FIX_MIXED)
+    for key, file in weight_map.items():
+        if not file or file in (".", "..") or any(c in file for c in "/\\:\0"):
+            raise refused(
+                "file/shard-mismatch",
+                f"{shown(name)} places tensor {shown(key)} in {shown(file)}, which is outside the index's folder",
+                "Do not use this index: shards stand beside it, under bare names.",
+                file=shown(file),
+            )
+    return weight_map, about if isinstance(about, dict) else {}
+
+
+class _Whole:
+    """Gathers shards into one header."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.base = _bare(source.name)
+        self.headers: list[tuple[str, Header]] = []
+        self.missing: list[str] = []
+        self.broken: list[str] = []
+        self.problems: list[FileProblem] = []
+
+    def add(self, base: str) -> None:
+        """Reads the shard of that bare name, or notes why it cannot be."""
+        from compatkit.headers import read_one
+
+        try:
+            if base == self.base:
+                self.headers.append((base, read_one(self.source)))
+                return
+            opened = self.source.sibling(base)
+            if opened is None:
+                self.missing.append(base)
+                return
+            with opened:
+                self.headers.append((base, read_one(opened)))
+        except HeaderError as error:
+            self.broken.append(base)
+            self.problems.append(error.problem)
+        except SourceError as error:
+            self.broken.append(base)
+            self.problems.append(problem("file/unreadable", str(error), "Check the file's kind and permissions."))
+
+    def mismatch(self, message: str, fix: str = _FIX_MIXED, **evidence: Any) -> None:
+        """Notes that the parts disagree."""
+        level = evidence.pop("level", "error")
+        self.problems.append(
+            problem("file/shard-mismatch", f"{shown(self.source.name)}: {message}", fix, level, **evidence)
+        )
+
+    def note_missing(self, of: int) -> None:
+        """Turns the shards that were not found into a problem."""
+        if self.missing:
+            names = ", ".join(shown(m) for m in self.missing[:3]) + (", …" if len(self.missing) > 3 else "")
+            self.problems.append(
+                problem(
+                    "file/missing-shard",
+                    f"{shown(self.source.name)}: {len(self.missing):,} of {of:,} parts are not in its folder: {names}",
+                    _FIX_MISSING,
+                    missing=[shown(m) for m in self.missing[:20]],
+                    parts=of,
+                )
+            )
+
+    def header(self, metadata_of_first: bool = False) -> Header:
+        """The whole. Raises the first problem if no shard could be read."""
+        if not self.headers:
+            worst = self.problems or [problem("file/missing-shard", f"{shown(self.source.name)} names no parts", "")]
+            raise HeaderError(worst[0])
+        tensors: dict[str, Tensor] = {}
+        metadata: dict[str, Any] = {}
+        owner: dict[str, str] = {}
+        for at, (base, header) in enumerate(self.headers):
+            for key, tensor in header.tensors.items():
+                if key in tensors:
+                    self.mismatch(
+                        f"tensor {shown(key)} stands in {shown(owner[key])} and in {shown(base)}", tensor=shown(key)
+                    )
+                    continue
+                tensors[key] = tensor._replace(shard=at)
+                owner[key] = base
+            if not metadata_of_first or not at:
+                metadata = {**header.metadata, **metadata}  # the first to say something is believed
+            self.problems.extend(header.problems)
+        return Header(
+            self.source.name,
+            self.headers[0][1].format,
+            sum(h.size for _, h in self.headers),
+            sum(h.header_bytes for _, h in self.headers),
+            tensors,
+            metadata,
+            tuple(h.source for _, h in self.headers),
+            tuple(self.problems),
+        )
+
+
+def _by_index(source: Source, weight_map: dict[str, str], about: dict[str, Any]) -> Header:
+    files = sorted(set(weight_map.values()))
+    if len(files) > MAX_SHARDS:
+        message = f"{shown(source.name)} belongs to an index of {len(files):,} shards; no model has over {MAX_SHARDS:,}"
+        raise refused("file/corrupt", message, _FIX_MIXED, parts=len(files))
+    whole = _Whole(source)
+    for file in files:
+        whole.add(file)
+    whole.note_missing(len(files))
+    inside = {base: header.tensors for base, header in whole.headers}
+    everywhere = {key for tensors in inside.values() for key in tensors}
+    absent = [k for k, f in weight_map.items() if f in inside and k not in everywhere]
+    moved = [k for k, f in weight_map.items() if f in inside and k not in inside[f] and k in everywhere]
+    extra = [k for k in everywhere if k not in weight_map]
+    if absent:
+        first = f"first {shown(absent[0])} in {shown(weight_map[absent[0]])}"
+        message = f"its index promises {counted(len(absent), 'tensor')} that no shard holds, {first}"
+        whole.mismatch(message, count=len(absent))
+    if moved:
+        first = f"first {shown(moved[0])} in {shown(weight_map[moved[0]])}"
+        message = f"its index places {counted(len(moved), 'tensor')} in the wrong shard, {first}"
+        whole.mismatch(message, level="warning", count=len(moved))
+    if extra:
+        message = (
+            f"its shards hold {counted(len(extra), 'tensor')} that the index does not list, first {shown(min(extra))}"
+        )
+        whole.mismatch(message, level="warning", count=len(extra))
+    size = about.get("total_size")
+    if type(size) is int and not whole.missing and not whole.broken:
+        data = sum(t.nbytes for tensors in inside.values() for t in tensors.values())
+        if size != data:
+            # no loader reads it, and writers of tied weights get it wrong
+            message = f"its index gives the data {size:,} bytes, the shards hold {data:,}"
+            whole.mismatch(message, level="info", total_size=size, data=data)
+    return whole.header()
+
+
+def _by_name(source: Source, part: re.Match[str]) -> Header | None:
+    """A shard without an index: its siblings by their names."""
+    of = int(part["of"])
+    if not 1 < of <= MAX_SHARDS or not 1 <= int(part["part"]) <= of:
+        return None
+    whole = _Whole(source)
+    for number in range(1, of + 1):
+        whole.add(_part_name(part, number))
+    whole.note_missing(of)
+    return whole.header()
+
+
+def _part_name(part: re.Match[str], number: int) -> str:
+    return f"{part['stem']}-{number:0{len(part['part'])}d}-of-{part['of']}{part['end']}"
+
+
+def join_gguf(source: Source, header: Header) -> Header:
+    """The whole of which `source` (already read: `header`) is one part, or `header` if it is the only one.
+
+    Raises nothing of its own: one part has been read.
+    """
+    of, no = header.metadata.get("split.count"), header.metadata.get("split.no", 0)
+    if type(of) is not int or type(no) is not int or of <= 1:
+        return header
+    base = _bare(source.name)
+    whole = _Whole(source)
+    part = _PART.fullmatch(base)
+    if of > MAX_SHARDS or not 0 <= no < of:
+        whole.headers.append((base, header))
+        whole.mismatch(f"it says it is part {no + 1:,} of {of:,}", part=no, parts=of)
+        return whole.header()
+    if not part or part["end"].lower() != ".gguf" or int(part["of"]) != of or int(part["part"]) != no + 1:
+        # loaders find the other parts by these names and no others
+        whole.headers.append((base, header))
+        whole.mismatch(
+            f"it is part {no + 1} of {of} by its metadata, but its name does not end in -{no + 1:05d}-of-{of:05d}.gguf,"
+            " by which loaders find the other parts",
+            "Give all parts the names they were published under.",
+            part=no,
+            parts=of,
+        )
+        return whole.header()
+    for number in range(1, of + 1):
+        name = _part_name(part, number)
+        if name == base:
+            whole.headers.append((base, header))
+        else:
+            whole.add(name)
+    whole.note_missing(of)
+    first = whole.headers[0][1].metadata
+    for name, other in whole.headers:
+        if other.metadata.get("split.count") != of:
+            whole.mismatch(
+                f"{shown(name)} says it is one of {shown(other.metadata.get('split.count'))} parts, not of {of}"
+            )
+        wanted = _PART.fullmatch(name)
+        if wanted and other.metadata.get("split.no", 0) != int(wanted["part"]) - 1:
+            whole.mismatch(f"{shown(name)} says it is part number {shown(other.metadata.get('split.no'))} (from 0)")
+    total, found = first.get("split.tensors.count"), sum(len(h.tensors) for _, h in whole.headers)
+    if type(total) is int and total != found and not whole.missing and not whole.broken:
+        whole.mismatch(
+            f"its parts hold {counted(found, 'tensor')}, {total:,} were promised", tensors=found, promised=total
+        )
+    return whole.header()

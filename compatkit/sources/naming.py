@@ -1,0 +1,20 @@
+"""Names from outside (paths, tensor names, metadata keys) made safe to print."""
+
+from __future__ import annotations
+
+
+def shown(name: object, limit: int = 120) -> str:
+    """`name` in quotes, fit for one line of a report, at most about `limit` characters long.
+
+    Control characters, undecodable bytes and the marks that turn text around are escaped, so that a file's name cannot
+    forge a line of the report or colour the terminal. The middle of a long name is cut: both ends tell more.
+    """
+    text = name if isinstance(name, str) else str(name)
+    if len(text) > limit:
+        text = text[: limit * 2 // 3] + "…" + text[-(limit // 3) :]
+    return repr(text)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 tensor`, `2,514 tensors`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
