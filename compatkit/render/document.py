@@ -1,0 +1,116 @@
+"""The JSON of `inspect` and `check`: the contract other tools rely on (`compatkit schema` prints its JSON Schema)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compatkit import __version__
+from compatkit.vocabulary import Candidate, Component, Finding, Report
+
+#: Long lists of tensor names are cut here; the counts beside them are exact.
+LISTED = 40
+
+
+def component_document(component: Component) -> dict[str, Any]:
+    """One component as the contract has it."""
+    c = component
+    document: dict[str, Any] = {
+        "source": c.source,
+        "format": c.format,
+        "size": c.size,
+        "header_bytes": c.header_bytes,
+        "role": c.role,
+        "family": c.family,
+        "also": list(c.also),
+        "title": c.title,
+        "layout": c.layout,
+        "prefix": c.prefix,
+        "quantization": {
+            "scheme": c.quantization.scheme,
+            "dtypes": dict(c.quantization.dtypes),
+            "bits": c.quantization.bits,
+        },
+        "parameters": c.parameters,
+        "key_groups": dict(c.key_groups),
+        "loads_as": dict(c.loads_as),
+        "facts": dict(c.facts),
+        "evidence": list(c.evidence),
+    }
+    for name in ("missing", "mismatched", "foreign"):
+        names: tuple[str, ...] = getattr(c, name)
+        if names:
+            document[name] = {"count": len(names), "names": list(names[:LISTED])}
+    if c.runner_up is not None:
+        document["runner_up"] = candidate_document(c.runner_up)
+    if c.reason:
+        document["reason"] = c.reason
+    if c.assumed:
+        document["assumed"] = True
+    return document
+
+
+def candidate_document(candidate: Candidate) -> dict[str, Any]:
+    """The next best reading and what did not fit."""
+    out: dict[str, Any] = {"family": candidate.family, "layout": candidate.layout, "matched": candidate.matched}
+    for name in ("missing", "mismatched", "foreign"):
+        names: tuple[str, ...] = getattr(candidate, name)
+        out[name] = {"count": len(names), "names": list(names[:5])}
+    if candidate.reason:
+        out["reason"] = candidate.reason
+    return out
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """One finding as the contract has it."""
+    return {
+        "rule": finding.rule,
+        "level": finding.level,
+        "components": list(finding.components),
+        "message": finding.message,
+        "predicts": dict(finding.predicts),
+        "fix": finding.fix,
+        "evidence": plain(finding.evidence),
+    }
+
+
+def inspect_document(components: Iterable[Component], findings: Iterable[Finding] = ()) -> dict[str, Any]:
+    """The whole answer of `inspect`; `findings` are the files that could not be read."""
+    document: dict[str, Any] = {
+        "tool": "compatkit",
+        "version": __version__,
+        "components": [component_document(c) for c in components],
+    }
+    problems = [finding_document(f) for f in findings]
+    if problems:
+        document["findings"] = problems
+    return document
+
+
+def check_document(report: Report) -> dict[str, Any]:
+    """The whole answer of `check`."""
+    return {
+        "tool": "compatkit",
+        "version": __version__,
+        "verdict": report.verdict,
+        "judged": list(report.judged),
+        "components": [component_document(c) for c in report.components],
+        "findings": [finding_document(f) for f in report.findings],
+        "adapters": [plain(a) for a in report.adapters],
+        "checked": list(report.checked),
+        "not_checked": [{"rule": n.rule, "why": n.why} for n in report.not_checked],
+        "cost": {
+            "requests": report.cost.requests,
+            "bytes": report.cost.bytes,
+            "seconds": round(report.cost.seconds, 3),
+        },
+    }
+
+
+def plain(value: Any) -> Any:
+    """Tuples and mappings as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    return value

@@ -1,0 +1,149 @@
+"""JSON Schema (2020-12) of what `inspect --format json` and `check --format json` print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_COUNT = {"type": "integer", "minimum": 0}
+_NAMES = {
+    "type": "object",
+    "description": "tensor names: the exact count, and the first few",
+    "properties": {"count": _COUNT, "names": _STRINGS},
+    "required": ["count", "names"],
+}
+_CANDIDATE = {
+    "type": "object",
+    "description": "the next best reading of the header and what did not fit",
+    "properties": {
+        "family": {"type": "string"},
+        "layout": {"type": "string"},
+        "matched": _COUNT,
+        "missing": _NAMES,
+        "mismatched": _NAMES,
+        "foreign": _NAMES,
+        "reason": {"type": "string"},
+    },
+    "required": ["family", "layout", "matched"],
+}
+_COMPONENT = {
+    "type": "object",
+    "properties": {
+        "source": {"type": "string"},
+        "format": {"type": "string"},
+        "size": _COUNT | {"description": "bytes, over all shards"},
+        "header_bytes": _COUNT | {"description": "bytes before the data, over all shards"},
+        "role": {"type": "string"},
+        "family": {"type": ["string", "null"], "description": "the oldest of header-identical families; null: unknown"},
+        "also": _STRINGS | {"description": "the other families with the same header"},
+        "title": {"type": "string"},
+        "layout": {"type": "string"},
+        "prefix": {"type": "string"},
+        "quantization": {
+            "type": "object",
+            "properties": {
+                "scheme": {"type": "string"},
+                "dtypes": {"type": "object", "additionalProperties": _COUNT},
+                "bits": {"type": ["number", "null"], "description": "effective bits per parameter"},
+            },
+            "required": ["scheme", "dtypes"],
+        },
+        "parameters": _COUNT,
+        "key_groups": {"type": "object", "additionalProperties": _COUNT},
+        "loads_as": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        "facts": {"type": "object"},
+        "evidence": _STRINGS,
+        "missing": _NAMES,
+        "mismatched": _NAMES,
+        "foreign": _NAMES,
+        "runner_up": _CANDIDATE,
+        "reason": {"type": "string"},
+        "assumed": {"type": "boolean"},
+    },
+    "required": [
+        "source", "format", "size", "header_bytes", "role", "family", "also", "layout", "prefix", "quantization",
+        "parameters", "key_groups", "loads_as", "facts", "evidence",
+    ],
+}  # fmt: skip
+_FINDING = {
+    "type": "object",
+    "properties": {
+        "rule": {"type": "string", "pattern": "^[a-z0-9_]+/[a-z0-9_-]+$"},
+        "level": {"enum": ["error", "warning", "info"]},
+        "components": {"type": "array", "items": _COUNT},
+        "message": {"type": "string"},
+        "predicts": {"type": "object", "additionalProperties": {"type": "string"}},
+        "fix": {"type": "string"},
+        "evidence": {"type": "object"},
+    },
+    "required": ["rule", "level", "components", "message", "predicts", "fix", "evidence"],
+}
+_ADAPTER = {
+    "type": "object",
+    "properties": {
+        "component": _COUNT,
+        "base": _COUNT,
+        "runtime": {"type": "string"},
+        "algorithm": {"type": "string"},
+        "ranks": {"type": "array", "items": _COUNT},
+        "keys": _COUNT,
+        "keys_matched": _COUNT,
+        "modules": _COUNT,
+        "modules_matched": _COUNT,
+        "modules_shape_mismatch": _COUNT,
+        "verdict": {"enum": ["full", "partial", "shape_mismatch", "none"]},
+    },
+}
+
+
+def schema() -> dict[str, Any]:
+    """The schema; `$defs` holds `inspect` and `check`, and the whole accepts either."""
+    head = {"tool": {"const": "compatkit"}, "version": {"type": "string"}}
+    components = {"type": "array", "items": {"$ref": "#/$defs/component"}}
+    findings = {"type": "array", "items": {"$ref": "#/$defs/finding"}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "compatkit reports",
+        "oneOf": [{"$ref": "#/$defs/check"}, {"$ref": "#/$defs/inspect"}],
+        "$defs": {
+            "component": _COMPONENT,
+            "finding": _FINDING,
+            "adapter": _ADAPTER,
+            "inspect": {
+                "type": "object",
+                "properties": head | {"components": components, "findings": findings},
+                "required": ["tool", "version", "components"],
+                "additionalProperties": False,
+            },
+            "check": {
+                "type": "object",
+                "properties": head
+                | {
+                    "verdict": {"enum": ["pass", "fail", "unknown"]},
+                    "judged": _STRINGS,
+                    "components": components,
+                    "findings": findings,
+                    "adapters": {"type": "array", "items": {"$ref": "#/$defs/adapter"}},
+                    "checked": _STRINGS,
+                    "not_checked": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {"rule": {"type": "string"}, "why": {"type": "string"}},
+                            "required": ["rule", "why"],
+                        },
+                    },
+                    "cost": {
+                        "type": "object",
+                        "properties": {"requests": _COUNT, "bytes": _COUNT, "seconds": {"type": "number"}},
+                        "required": ["requests", "bytes", "seconds"],
+                    },
+                },
+                "required": [
+                    "tool", "version", "verdict", "judged", "components", "findings", "adapters", "checked",
+                    "not_checked", "cost",
+                ],
+                "additionalProperties": False,
+            },
+        },
+    }  # fmt: skip

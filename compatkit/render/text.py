@@ -1,0 +1,162 @@
+"""What a terminal shows. The first line is the verdict; the next say what to do."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from compatkit.render.style import LEVEL_COLOUR, VERDICT_COLOUR, Paint, basename, dtypes, line, parameters, safe, size
+from compatkit.vocabulary import Component, Finding, NotChecked, Report
+
+_WIDTH = 100
+_FACTS_FIRST = ("hidden_size", "width", "context_dim", "layers", "vocab", "latent_space", "latent_channels", "latent_ndim")
+
+
+def check_text(report: Report, paint: Paint, titles: Mapping[str, str], verbose: bool = False) -> str:
+    """The report of `check`. `titles` gives the names people know families by."""
+    out = [_verdict(report, paint), ""]
+    out += _set_table(report.components, titles)
+    for finding in report.findings:
+        out += ["", *_finding(finding, report.components, paint)]
+    out += ["", *_scope(report, paint, verbose)]
+    return "\n".join(out) + "\n"
+
+
+def _verdict(report: Report, paint: Paint) -> str:
+    head = report.headline or f"{report.verdict} ({', '.join(report.judged) or 'nothing judged'})"
+    word, _, rest = head.partition(" ")
+    return paint(word.upper(), VERDICT_COLOUR[report.verdict], "bold") + (f" {rest}" if rest else "")
+
+
+def _set_table(components: Sequence[Component], titles: Mapping[str, str]) -> list[str]:
+    from tabulate import tabulate
+
+    rows = []
+    for number, c in enumerate(components, 1):
+        rows.append(
+            [f"[{number}]", basename(c.source), c.role.replace("_", " "), _names(c, titles), _storage(c), size(c.size)]
+        )
+    return tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines()
+
+
+def _names(c: Component, titles: Mapping[str, str]) -> str:
+    if c.family is None:
+        return "not recognised"
+    names = [titles.get(f, f) for f in c.families]
+    shown = names[0] if len(names) == 1 else f"{names[0]} (or {', '.join(names[1:3])}{', …' if len(names) > 3 else ''})"
+    return f"{shown} (as you say)" if c.assumed else shown
+
+
+def _storage(c: Component) -> str:
+    scheme = c.quantization.scheme
+    main = max(c.quantization.dtypes, key=lambda d: c.quantization.dtypes[d], default="")
+    return (main if scheme == "none" else scheme).lower() if c.format != "gguf" else scheme.replace("none", main)
+
+
+def _finding(finding: Finding, components: Sequence[Component], paint: Paint) -> Iterator[str]:
+    where = " ".join(f"[{i + 1}]" for i in finding.components if i < len(components))
+    yield f"{paint(finding.level, LEVEL_COLOUR[finding.level], 'bold')}  {finding.rule}  {where}".rstrip()
+    yield from _wrapped(finding.message)
+    for runtime, message in finding.predicts.items():
+        yield from _wrapped(f"{runtime} will say: {message}", hang=4)
+    if finding.fix:
+        yield from _wrapped(f"{paint('Fix:', 'bold')} {finding.fix}", hang=4)
+
+
+def _wrapped(text: str, indent: int = 2, hang: int = 0) -> list[str]:
+    out = []
+    for paragraph in safe(text).split("\n"):
+        out += textwrap.wrap(
+            paragraph,
+            _WIDTH,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + hang),
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return out
+
+
+def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
+    if report.checked:
+        yield from _wrapped(f"Checked: {', '.join(report.checked)}.", indent=0, hang=2)
+    groups: dict[str, list[NotChecked]] = {}
+    for item in report.not_checked:
+        groups.setdefault(item.why, []).append(item)
+    if groups:
+        yield "Not checked:"
+        for why, items in groups.items():
+            yield from _wrapped(f"{', '.join(i.rule for i in items)}: {why}", hang=2)
+    if verbose:
+        cost = report.cost
+        yield paint(f"{cost.requests} requests, {cost.bytes} bytes, {cost.seconds:.2f} s", "dim")
+
+
+def inspect_text(components: Iterable[Component], paint: Paint, titles: Mapping[str, str], verbose: bool = False) -> str:
+    """The report of `inspect`: what it is, its facts, the evidence, and the runner-up."""
+    return "\n".join("\n".join(_component(c, paint, titles, verbose)) + "\n" for c in components)
+
+
+def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: bool) -> Iterator[str]:
+    yield paint(line(c.source), "bold")
+    what = f"{c.role.replace('_', ' ')}, {_names(c, titles)}" if c.family else f"{c.role}: not recognised"
+    yield f"  {what}" + (f"  [{', '.join(c.families)}]" if c.family else "")
+    if c.reason:
+        yield from _wrapped(f"why: {c.reason}", indent=4)
+    rows = {
+        "format": f"{c.format}, {c.layout} layout" + (f", prefix {line(c.prefix)}" if c.prefix else ""),
+        "size": f"{size(c.size)}, {size(c.header_bytes)} of it header",
+        "parameters": f"{parameters(c.parameters)} ({c.parameters:,})",
+        "stored as": _quantisation(c),
+        "groups": ", ".join(f"{line(k, 60)} {v}" for k, v in list(c.key_groups.items())[:8]),
+        "loads as": ", ".join(f"{r}: {v or 'no'}" for r, v in c.loads_as.items()),
+        "facts": _facts(c, verbose),
+        "evidence": "; ".join(line(e) for e in c.evidence[: 6 if verbose else 3]),
+    }
+    for name in ("missing", "mismatched", "foreign"):
+        names: tuple[str, ...] = getattr(c, name)
+        if names:
+            rows[name] = f"{len(names)}: {', '.join(line(n) for n in names[: 20 if verbose else 3])}" + (
+                ", …" if len(names) > 3 and not verbose else ""
+            )
+    rows["runner-up"] = _runner_up(c)
+    for key, value in rows.items():
+        if value:
+            yield from textwrap.wrap(
+                value,
+                _WIDTH,
+                initial_indent=f"  {key:<11} ",
+                subsequent_indent=" " * 14,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    for problem in c.problems:
+        yield from _wrapped(f"{paint(problem.level, LEVEL_COLOUR[problem.level])} {problem.rule}: {problem.message}")
+
+
+def _quantisation(c: Component) -> str:
+    q = c.quantization
+    scheme = "" if q.scheme == "none" else f"{q.scheme}; "
+    bits = f"; {q.bits:g} bits a parameter" if q.bits and q.scheme != "none" else ""
+    return f"{scheme}{dtypes(q.dtypes)}{bits}"
+
+
+def _facts(c: Component, verbose: bool) -> str:
+    names = [f for f in _FACTS_FIRST if f in c.facts]
+    if verbose:
+        names += [f for f in c.facts if f not in names]
+    return ", ".join(f"{n} {_value(c.facts[n])}" for n in names)
+
+
+def _value(value: object) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _runner_up(c: Component) -> str:
+    r = c.runner_up
+    if r is None:
+        return ""
+    if r.reason:
+        return f"{r.family}, refused: {r.reason}"
+    counts = [f"{len(n)} {word}" for n, word in ((r.missing, "missing"), (r.mismatched, "mismatched"), (r.foreign, "foreign")) if n]
+    return f"{r.family} ({', '.join(counts) or 'as good'})"
