@@ -96,8 +96,7 @@ class _Reader:
     def _past(self, past: Past) -> HeaderError:
         end = past.at + past.length
         evidence = {"offset": past.at, "needs": past.length}
-        # (a) longer than any header: a damaged number; (b) plausible, but the file ends first: a cut
-        if past.length > MAX_HEADER or end > self.size >= MAX_HEADER:
+        if past.length > MAX_HEADER:  # a damaged number: nothing in a header is that long
             left = self.size - past.at
             what = f"{self.where} at byte {past.at:,} claims {past.length:,} bytes, but {left:,} remain"
             return corrupt(self.name, what, **evidence)
@@ -144,7 +143,7 @@ class _Reader:
                     count=count,
                 )
             if count * smallest > self.size - 24:
-                what = f"{counted(count, noun)} cannot fit into what is there"
+                what = f"{counted(count, noun)} take at least {count * smallest:,} bytes of header"
                 raise truncated(self.name, self.size, 24 + count * smallest, what, exact=False, count=count)
         return tensor_count, key_count
 

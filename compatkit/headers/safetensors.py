@@ -47,7 +47,7 @@ BITS: dict[str, int] = {
 MAX_HEADER = 100_000_000
 
 _U64 = 1 << 64
-# Above this many bytes a header is looked at before it is parsed: JSON of nothing but brackets grows 20-fold in memory.
+# Characters from which on JSON is looked at before it is parsed.
 _LARGE = 1 << 20
 
 
@@ -101,11 +101,16 @@ def read(source: Source) -> Header:
     if end < size:
         raise corrupt(
             name,
-            f"{counted(size - end, 'byte')} follow the last tensor, which ends at byte {end:,}",
+            f"its last tensor ends at byte {end:,}, but the file goes on for {counted(size - end, 'byte')}",
             data_end=end,
             size=size,
         )
     return Header(name, "safetensors", size, length + 8, tensors, metadata, (name,), tuple(problems))
+
+
+def is_bomb(text: str) -> bool:
+    """Whether a long JSON text is mostly brackets: parsed, those grow 20-fold in memory."""
+    return len(text) > _LARGE and text.count("[") + text.count("{") > len(text) // 8
 
 
 def _parse(name: str, raw: bytes) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
         raise corrupt(
             name, f"its JSON header is not UTF-8 at byte {8 + error.start:,}", offset=8 + error.start
         ) from None
-    if len(text) > _LARGE and text.count("[") + text.count("{") > len(text) // 8:
+    if is_bomb(text):
         raise corrupt(name, f"its JSON header of {len(raw):,} bytes is mostly brackets, no list of tensors", offset=8)
     try:
         top = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
@@ -210,6 +215,14 @@ def _row(name: str, tensors: dict[str, Tensor], size: int, start: int) -> int:
     return at
 
 
+def _brief(value: Any) -> str:
+    """A list from the header, short and without walking into what may be nested a thousand deep."""
+    if not isinstance(value, list):
+        return shown(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    words = [str(v)[:24] if isinstance(v, (int, float)) else f"a {type(v).__name__}" for v in value[:8]]
+    return f"[{', '.join(words)}{', …' if len(value) > 8 else ''}]"
+
+
 def _examine(name: str, key: str, entry: Any) -> None:
     """Says what is wrong with an entry that did not pass the quick look; returns if nothing is."""
 
@@ -225,9 +238,9 @@ def _examine(name: str, key: str, entry: Any) -> None:
             bad(f"has no {field!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(type(s) is int and 0 <= s < _U64 for s in shape):
-        bad(f"has a shape that is no list of sizes: {shown(shape)}")
+        bad(f"has a shape that is no list of sizes: {_brief(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and 0 <= o < _U64 for o in offsets):
-        bad(f"has data_offsets that are no pair of byte counts: {shown(offsets)}")
+        bad(f"has data_offsets that are no pair of byte counts: {_brief(offsets)}")
     begin, end = offsets
     if begin > end:
         bad(f"ends at byte {end:,} of the data, before it begins at {begin:,}", data_offsets=[begin, end])
@@ -245,13 +258,13 @@ def _examine(name: str, key: str, entry: Any) -> None:
     for side in shape:
         count *= side
         if count >= _U64:
-            bad(f"has more elements than 64 bits can count: {shown(shape)}")
+            bad(f"has more elements than 64 bits can count: {_brief(shape)}")
     if count * BITS[dtype] % 8:
-        bad(f"of dtype {dtype} and shape {shown(shape)} does not fill whole bytes", dtype=dtype)
+        bad(f"of dtype {dtype} and shape {_brief(shape)} does not fill whole bytes", dtype=dtype)
     if count * BITS[dtype] // 8 != end - begin:
         needs, has = count * BITS[dtype] // 8, end - begin
         bad(
-            f"of dtype {dtype} and shape {shown(shape)} needs {counted(needs, 'byte')}, but is given {has:,} "
+            f"of dtype {dtype} and shape {_brief(shape)} needs {counted(needs, 'byte')}, but is given {has:,} "
             f"(data bytes {begin:,}..{end:,})",
             dtype=dtype,
             needs=needs,

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from compatkit.headers.problems import DOWNLOAD_AGAIN, corrupt, refused, truncated
-from compatkit.headers.safetensors import MAX_HEADER
+from compatkit.headers.safetensors import MAX_HEADER, is_bomb
 from compatkit.headers.suffixes import OPENED_AS, suffix
 from compatkit.sources.naming import shown
 from compatkit.vocabulary import HeaderError
@@ -228,7 +228,8 @@ def read_json(source: Source, head: bytes, limit: int = _MAX_JSON) -> Any:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"[") or source.size > limit:
         return None
     try:
-        return json.loads(source.read(0, source.size))
+        text = source.read(0, source.size).decode("utf-8-sig")
+        return None if is_bomb(text) else json.loads(text)
     except (ValueError, RecursionError):
         return None
 
@@ -257,9 +258,11 @@ def _onnx(source: Source, head: bytes) -> HeaderError | None:
 def _text(source: Source, head: bytes) -> HeaderError | None:
     start = head[:512]
     try:
-        text = start.decode("utf-8", "strict" if source.size <= 512 else "ignore")
-    except UnicodeDecodeError:
-        return None
+        text = start.decode()
+    except UnicodeDecodeError as error:
+        if error.start < 509:  # else the cut at 512 went through a character
+            return None
+        text = start[: error.start].decode()
     if len(text) < 4 or not all(c.isprintable() or c in "\t\r\n" for c in text):
         return None
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compatkit.sources import Source
 
 MAX_SHARDS = 4096
-MAX_INDEX = 100_000_000  # bytes; as much as a header may have
+MAX_INDEX = 1 << 26  # bytes; an index of 100,000 tensors has 10 MB
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5,6})-of-(?P<of>\d{5,6})(?P<end>\.safetensors|\.gguf)", re.I | re.S)
 _FIX_MISSING = "Download the missing parts into the same folder as the others."
@@ -136,26 +136,24 @@ class _Whole:
                 )
             )
 
-    def header(self, metadata_of_first: bool = False) -> Header:
+    def header(self) -> Header:
         """The whole. Raises the first problem if no shard could be read."""
         if not self.headers:
             worst = self.problems or [problem("file/missing-shard", f"{shown(self.source.name)} names no parts", "")]
             raise HeaderError(worst[0])
         tensors: dict[str, Tensor] = {}
         metadata: dict[str, Any] = {}
-        owner: dict[str, str] = {}
+        twice: list[str] = []
         for at, (base, header) in enumerate(self.headers):
             for key, tensor in header.tensors.items():
                 if key in tensors:
-                    self.mismatch(
-                        f"tensor {shown(key)} stands in {shown(owner[key])} and in {shown(base)}", tensor=shown(key)
-                    )
-                    continue
-                tensors[key] = tensor._replace(shard=at)
-                owner[key] = base
-            if not metadata_of_first or not at:
-                metadata = {**header.metadata, **metadata}  # the first to say something is believed
+                    twice.append(f"{shown(key)} in {shown(self.headers[tensors[key].shard][0])} and in {shown(base)}")
+                else:
+                    tensors[key] = tensor._replace(shard=at)
+            metadata = {**header.metadata, **metadata}  # the first to say something is believed
             self.problems.extend(header.problems)
+        if twice:
+            self.mismatch(f"{counted(len(twice), 'tensor')} stand in two parts, first {twice[0]}", count=len(twice))
         return Header(
             self.source.name,
             self.headers[0][1].format,

@@ -1,8 +1,8 @@
 """Places bytes live, as ranged reads.
 
 A `Source` is one file somewhere: it has a name, a size, an identity to cache by, and answers ranged reads. Everything
-above (`headers/`) asks a source for a few kilobytes at known offsets and never for the whole file, so that a later source
-may sit behind HTTP.
+above (`headers/`) asks a source for a few kilobytes at known offsets and never for the whole file, so that a later
+source may sit behind HTTP.
 """
 
 from __future__ import annotations

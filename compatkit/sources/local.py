@@ -4,7 +4,8 @@ Read with `pread` into memory of our own, not through a memory map: a map of a f
 the process with SIGBUS at the next look, and for a header a map is no faster (`benchmarks/readers.py`).
 """
 
-# ruff: noqa: PTH - importing pathlib costs more than reading a header
+# importing pathlib costs more than reading a header
+# ruff: noqa: PTH100, PTH114, PTH115, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 
