@@ -40,6 +40,7 @@ def identify(
     claimed: set[str] = set()
     for group, _ in chosen:
         claimed |= {group[0].prefix + n for n in group[0].matched} | {group[0].prefix + n for n in group[0].foreign}
+        claimed.update(group[0].markers)
     left = [n for n in unpacked.tensors if n not in claimed]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
@@ -118,7 +119,8 @@ def _choose(
         under = names_under.setdefault(match.prefix, [n for n in unpacked.tensors if n.startswith(match.prefix)])
         others = tuple(p for p in prefixes if p != match.prefix and len(p) > len(match.prefix))
         n = len(match.prefix)
-        match.foreign = [x[n:] for x in under if x[n:] not in match.matched and not x.startswith(others)]
+        own = match.matched | set(match.markers)
+        match.foreign = [x[n:] for x in under if x[n:] not in own and not x.startswith(others)]
         _tolerate(match, knowledge)
         if _believable(match, unpacked):
             good.append(match)

@@ -20,7 +20,7 @@ _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"}
 class View:
     """The logical tensors under one prefix of a header.
 
-    `loose` names have a packed last side; `covers` are modules whose weights are packed under other names, so that any
+    `root` is the whole file, whatever the prefix. `loose` names have a packed last side; `covers` are modules whose weights are packed under other names, so that any
     tensor expected below them counts as there.
     """
 
@@ -29,6 +29,7 @@ class View:
     loose: frozenset[str] | set[str] = frozenset()
     covers: frozenset[str] | set[str] = frozenset()
     gguf: bool = False
+    root: Mapping[str, Tensor] = field(default_factory=dict)
 
     def covered(self, name: str) -> bool:
         """Whether `name` lies below a module that packs its weights away. Norms and biases stay outside."""
@@ -102,12 +103,12 @@ class Unpacked:
     def view(self, prefix: str, gguf: bool) -> View:
         """The logical tensors whose names start with `prefix`, without it."""
         if not prefix:
-            return View("", self.tensors, self.loose, self.covers, gguf)
+            return View("", self.tensors, self.loose, self.covers, gguf, self.tensors)
         n = len(prefix)
         inside = {k[n:]: t for k, t in self.tensors.items() if k.startswith(prefix)}
         loose = {k[n:] for k in self.loose if k.startswith(prefix)}
         covers = {k[n:] for k in self.covers if k.startswith(prefix)}
-        return View(prefix, inside, loose, covers, gguf)
+        return View(prefix, inside, loose, covers, gguf, self.tensors)
 
 
 class Packings:

@@ -38,4 +38,7 @@ def expected_shapes(
             shape = tuple(None if s is None else evaluate(s, symbols) for s in shapes[0])
         for name in names(Pattern(format_, ranges), symbols):
             out[name] = shape
+    for fact, marks in document["markers"].items():
+        if options.get(fact):
+            out.update(dict.fromkeys(marks, ()))
     return out

@@ -34,6 +34,7 @@ class Match:
     options: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
     expected: int = 0
+    markers: list[str] = field(default_factory=list)  # full names: they stand outside any prefix
 
     @property
     def distance(self) -> int:
@@ -56,6 +57,7 @@ class Solver:
         self._bind_runs()
         self._bind_sides()
         match = Match(self.document["id"], self.layout, self.view.prefix, self.symbols, set(), [], [])
+        self._markers(match)
         match.refused = self._refusal()
         if not match.refused:
             self._check(match)
@@ -120,6 +122,12 @@ class Solver:
                     progress = True
             if not progress:
                 break
+
+    def _markers(self, match: Match) -> None:
+        """Tensors at the top of a file that say something by being there (`v_pred`): all or none of a fact's names."""
+        for fact, wanted in self.document["markers"].items():
+            match.options[fact] = all(n in self.view.root for n in wanted)
+            match.markers += [n for n in wanted if n in self.view.root]
 
     def _refusal(self) -> str:
         for symbol, allowed in self.document["where"].items():

@@ -132,6 +132,7 @@ def family_document(family: Family) -> dict[str, Any]:
         "forbid": family.forbid,
         "tolerate": family.tolerate,
         "metadata": family.metadata,
+        "markers": family.markers,
         "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],
         "layouts": {layout.name: _layout_document(layout) for layout in family.layouts},
     }

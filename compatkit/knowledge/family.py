@@ -30,6 +30,7 @@ GRAMMAR_KEYS = {
     "require": list,
     "forbid": list,
     "tolerate": list,
+    "markers": dict,
     "signature": list,
     "layouts": dict,
     "layout": str,
@@ -69,7 +70,7 @@ ROLES = (
 )  # fmt: skip
 #: Not handed down through `like`.
 _OWN = {"id", "title", "released", "siblings", "examples", "abstract", "add", "drop", "like", "notes", "signature"}
-_MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata"}
+_MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata", "markers"}
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class Family:
     tolerate: list[str]
     signature: list[str]
     metadata: dict[str, Any]
+    markers: dict[str, list[str]]
     facts: dict[str, Expr]
     examples: list[Any]
 
@@ -200,6 +202,7 @@ def compile_family(
         tolerate=[str(f) for f in data.get("tolerate") or []],
         signature=[str(s) for s in data.get("signature") or []],
         metadata=data.get("metadata") or {},
+        markers={str(k): [v] if isinstance(v, str) else list(v) for k, v in (data.get("markers") or {}).items()},
         facts=facts,
         examples=data.get("examples") or [],
     )
@@ -260,12 +263,14 @@ def _layout(
     where: tuple[Hashable, ...] = ("layouts", name)
     complain = file.error
     operations: list[Any] = []
-    for i, operation in enumerate(spec if isinstance(spec, list) else [spec]):
-        if isinstance(operation, Mapping) and set(operation) == {"use"}:
+    queue = [(operation, i, 0) for i, operation in enumerate(spec if isinstance(spec, list) else [spec])]
+    while queue:
+        operation, i, depth = queue.pop(0)
+        if isinstance(operation, Mapping) and set(operation) == {"use"} and depth < 8:
             shared = keymaps.get(str(operation["use"]))
             if shared is None:
                 raise file.error((*where, i), f"there is no key map {operation['use']!r}{nearest(operation['use'], keymaps)}")
-            operations += shared.data["operations"]
+            queue[:0] = [(o, i, depth + 1) for o in shared.data["operations"]]
         else:
             operations.append(operation)
 
