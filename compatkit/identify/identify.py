@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from compatkit.identify.candidates import trials
@@ -69,7 +71,7 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header) -> str:
     """Metadata breaks ties only: a key that is absent refuses nothing, unless the family exists through it alone."""
     for key, value in wanted.items():
         required = key.endswith("!")
-        found = header.metadata.get(key.rstrip("!"))
+        found = _metadata_value(header, key.rstrip("!"))
         values = value if isinstance(value, list) else [value]
         if found is None:
             if required:
@@ -77,6 +79,26 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header) -> str:
         elif found not in values:
             return f"metadata {key} is {found!r}"
     return ""
+
+
+def _metadata_value(header: Header, key: str) -> Any:
+    """The value of a metadata key; `key:a.b` reads `b` in `a` of the JSON text that stands under `key`."""
+    name, _, path = key.partition(":")
+    found: Any = header.metadata.get(name)
+    if not path or found is None:
+        return found
+    found = _json(found) if isinstance(found, str) else None
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
+
+
+@lru_cache(maxsize=4)
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _believable(match: Match, unpacked: Unpacked) -> bool:
