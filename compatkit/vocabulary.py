@@ -92,6 +92,10 @@ class SourceError(Exception):
     """A source that cannot be reached at all (no such file, not permitted). Exit code 2 when nothing else was examined."""
 
 
+class RulesError(Exception):
+    """Rules that cannot be used: the text says which file, line and column, and what is wrong. Exit code 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """How the weights are stored. `scheme` is "none", "mixed" or a packing's id; `dtypes` counts tensors by dtype name.

@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
+from compatkit.vocabulary import RulesError
+
 #: Where a value stands: the keys and list indexes that lead to it -> (line, column), both from 1.
 Positions = dict[tuple[Hashable, ...], tuple[int, int]]
 
 
-class RuleFileError(Exception):
+class RuleFileError(RulesError):
     """A rule file that is refused. The text is one line: `file:line:column: what is wrong`."""
 
     def __init__(self, path: Path | str, line: int, column: int, message: str) -> None:

@@ -114,3 +114,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     return value
+
+
+def as_json(document: Any) -> str:
+    """JSON text; undecodable names are escaped rather than refused."""
+    import json
+
+    return json.dumps(document, indent=1, ensure_ascii=False)

@@ -1,0 +1,5 @@
+"""`python -m compatkit`."""
+
+from compatkit.cli import main
+
+main()

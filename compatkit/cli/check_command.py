@@ -1,0 +1,71 @@
+"""`compatkit check`: will this set run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compatkit.cli.options import deliver, output_options, rules_option
+
+
+@click.command("check")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@click.option("--runtime", "runtimes", multiple=True, metavar="NAME[@VERSION]",
+              help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp. Repeatable: it must hold in each.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the run, such as clip_type=lumina2. Repeatable.")
+@click.option("--assume", "assumed", multiple=True, metavar="FILE=FAMILY", help="Take FILE for that family, whatever it looks like. Repeatable.")
+@click.option("--require", "required", metavar="ROLE,…", help="Roles that must be in the set: text_encoder,vae.")
+@click.option("--fail-on", type=click.Choice(["error", "warning"]), default="error", show_default=True,
+              help="The level from which findings make the exit code 1.")
+@click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@output_options
+@rules_option
+def command(
+    sources: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    settings: tuple[str, ...],
+    assumed: tuple[str, ...],
+    required: str | None,
+    fail_on: str,
+    strict: bool,
+    offline: bool,
+    format_: str,
+    outputs: list[tuple[str, str]],
+    color: str,
+    verbose: bool,
+    rules: tuple[Path, ...],
+) -> None:
+    """Say whether the SOURCEs will run together, which error they would meet, and what to change.
+
+    Give the files of one set: the diffusion model, its text encoders, the VAE. `ROLE=SOURCE` (vae=x.safetensors) forces a
+    role. A set is judged for the roles it holds; what was not checked is listed with the reason.
+    """
+    from compatkit import api
+    from compatkit.render import document
+
+    report = api.check(
+        sources,
+        runtime=runtimes,
+        assume=api.pairs(assumed, "--assume", "FILE=FAMILY"),
+        require=tuple(r.strip() for r in (required or "").split(",") if r.strip()),
+        rules=rules,
+        **api.pairs(settings, "--set", "KEY=VALUE"),
+    )
+
+    def render(kind: str, colour: bool) -> str:
+        if kind == "json":
+            return document.as_json(document.check_document(report))
+        titles = api.titles(report.components, rules)
+        if kind == "markdown":
+            from compatkit.render.markdown import check_markdown
+
+            return check_markdown(report, titles)
+        from compatkit.render.style import Paint
+        from compatkit.render.text import check_text
+
+        return check_text(report, Paint(colour), titles, verbose)
+
+    deliver(render, format_, outputs, color)
+    raise click.exceptions.Exit(api.exit_code(report, fail_on, strict))

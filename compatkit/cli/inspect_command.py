@@ -1,0 +1,51 @@
+"""`compatkit inspect`: what is this file?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compatkit.cli.options import deliver, output_options, rules_option
+
+
+@click.command("inspect")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@output_options
+@rules_option
+def command(
+    sources: tuple[str, ...],
+    format_: str,
+    outputs: list[tuple[str, str]],
+    color: str,
+    verbose: bool,
+    rules: tuple[Path, ...],
+) -> int:
+    """Say what each SOURCE is: role, family, layout, quantisation, facts, and the evidence for it.
+
+    A SOURCE is a model file (safetensors or GGUF), one shard or the index of a split one. Names and folders are never
+    evidence. `ROLE=SOURCE` (vae=x.safetensors) reads it as that role.
+    """
+    from compatkit import api
+    from compatkit.render import document
+
+    components, unreachable = api.inspect_all(sources, rules=rules)
+    for message in unreachable:
+        click.echo(f"Error: {message}", err=True)
+    if components or not unreachable:
+
+        def render(kind: str, colour: bool) -> str:
+            if kind == "json":
+                return document.as_json(document.inspect_document(components, api.problem_findings(components)))
+            titles = api.titles(components, rules)
+            if kind == "markdown":
+                from compatkit.render.markdown import inspect_markdown
+
+                return inspect_markdown(components, titles)
+            from compatkit.render.style import Paint
+            from compatkit.render.text import inspect_text
+
+            return inspect_text(components, Paint(colour), titles, verbose)
+
+        deliver(render, format_, outputs, color)
+    raise click.exceptions.Exit(api.inspect_exit_code(components, unreachable))

@@ -1,0 +1,79 @@
+"""Options that several commands share, and how an answer is written out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = ("text", "json", "markdown")
+LATER = ("html", "sarif", "junit", "github")
+_SUFFIXES = {".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "text"}
+_LATER_SUFFIXES = {".html": "html", ".sarif": "sarif", ".xml": "junit"}
+
+
+def _format(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value in LATER:
+        raise click.UsageError(f"--format {value} is not supported yet; text, json and markdown are.", ctx)
+    if value not in FORMATS:
+        raise click.UsageError(f"--format is one of {', '.join(FORMATS)}, not {value!r}.", ctx)
+    return value
+
+
+def _outputs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> list[tuple[str, str]]:
+    out = []
+    for path in value:
+        suffix = Path(path).suffix.lower()
+        if suffix in _LATER_SUFFIXES:
+            raise click.UsageError(f"-o {path}: {_LATER_SUFFIXES[suffix]} reports are not supported yet.", ctx)
+        if suffix not in _SUFFIXES:
+            raise click.UsageError(f"-o {path}: the suffix chooses the format ({', '.join(_SUFFIXES)}).", ctx)
+        out.append((path, _SUFFIXES[suffix]))
+    return out
+
+
+def output_options(command: F) -> F:
+    """--format, -o, --color, -v."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Show everything that is known."),
+        click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True),
+        click.option("-o", "--output", "outputs", multiple=True, callback=_outputs, metavar="FILE",
+                     help="Also write the report there; the suffix (.json, .md, .txt) chooses the format. Repeatable."),
+        click.option("--format", "format_", default="text", callback=_format, metavar="|".join(FORMATS),
+                     show_default=True, help="What standard output gets."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def rules_option(command: F) -> F:
+    """--rules DIR."""
+    return click.option(
+        "--rules", "rules", multiple=True, metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A folder of your own rules, on top of those that come with compatkit. Repeatable.",
+    )(command)  # fmt: skip
+
+
+def coloured(choice: str) -> bool:
+    """Whether to colour: `auto` means a terminal, no NO_COLOR, and TERM is not dumb."""
+    if choice == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return choice == "always"
+
+
+def deliver(
+    render: Callable[[str, bool], str], format_: str, outputs: Sequence[tuple[str, str]], color: str
+) -> None:
+    """Write one answer to every `-o` file and to standard output. `render(format, colour)` makes the text."""
+    for path, kind in outputs:
+        try:
+            Path(path).write_text(render(kind, False), encoding="utf-8", errors="backslashreplace")
+        except OSError as e:
+            raise click.UsageError(f"-o {path}: {e.strerror or e}.") from None
+    click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
