@@ -238,7 +238,8 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
             continue
         layouts = entry.get("layouts") or (["native", "gguf"] if runtime != "diffusers" else ["diffusers", "hf"])
         reads = match.layout in layouts or (own and "native" in layouts)
-        out[runtime] = name if reads and clean else None
+        whole = all(match.options.get(fact) for fact in entry.get("needs") or ())
+        out[runtime] = name if reads and clean and whole else None
     return out
 
 

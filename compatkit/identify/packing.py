@@ -7,6 +7,7 @@ zero points) is left out only where its weight exists, and a packed side never b
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,9 @@ _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"}
 class View:
     """The logical tensors under one prefix of a header.
 
-    `root` is the whole file, whatever the prefix. `loose` names have a packed last side; `covers` are modules whose weights are packed under other names, so that any
-    tensor expected below them counts as there.
+    `root` is the whole file, whatever the prefix. `loose` names have a packed last side, which holds `pack` values a byte
+    (0: not known); `covers` are modules whose weights are packed under other names, so that any tensor expected below
+    them counts as there.
     """
 
     prefix: str
@@ -30,6 +32,7 @@ class View:
     covers: frozenset[str] | set[str] = frozenset()
     gguf: bool = False
     root: Mapping[str, Tensor] = field(default_factory=dict)
+    pack: int = 0
 
     def covered(self, name: str) -> bool:
         """Whether `name` lies below a module that packs its weights away. Norms and biases stay outside."""
@@ -95,6 +98,7 @@ class Unpacked:
     companions: int = 0
     original: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    pack: int = 0
 
     def logical(self, name: str) -> str:
         """The logical name of a tensor in the file."""
@@ -103,12 +107,12 @@ class Unpacked:
     def view(self, prefix: str, gguf: bool) -> View:
         """The logical tensors whose names start with `prefix`, without it."""
         if not prefix:
-            return View("", self.tensors, self.loose, self.covers, gguf, self.tensors)
+            return View("", self.tensors, self.loose, self.covers, gguf, self.tensors, self.pack)
         n = len(prefix)
         inside = {k[n:]: t for k, t in self.tensors.items() if k.startswith(prefix)}
         loose = {k[n:] for k in self.loose if k.startswith(prefix)}
         covers = {k[n:] for k in self.covers if k.startswith(prefix)}
-        return View(prefix, inside, loose, covers, gguf, self.tensors)
+        return View(prefix, inside, loose, covers, gguf, self.tensors, self.pack)
 
 
 class Packings:
@@ -143,6 +147,8 @@ class Packings:
                 out.loose.add(name)
         if header.format == "gguf":
             self._original_shapes(header, out)
+        if out.loose:
+            out.pack = self.scheme(out, Counter(header.tensors[out.original.get(n, n)].dtype for n in out.loose)).get("pack", 0)
         return out
 
     @staticmethod

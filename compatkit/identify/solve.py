@@ -16,6 +16,7 @@ from compatkit.knowledge.patterns import Pattern, names
 
 #: A run longer than this is not looked at further: no model has that many blocks.
 MAX_RUN = 4096
+_BYTES = frozenset({"U8", "I8", "F4"})
 
 
 @dataclass(slots=True)
@@ -108,6 +109,7 @@ class Solver:
                 value, _ = votes.most_common(1)[0]
                 # a symbol that is also a run's length keeps the length the names say
                 self.symbols.setdefault(symbol, value)
+        self._bind_packed()
         for _ in range(3):
             progress = False
             for symbol, name, axis, rank, expr in self.spec["derive"]:
@@ -128,6 +130,26 @@ class Solver:
         for fact, wanted in self.document["markers"].items():
             match.options[fact] = all(n in self.view.root for n in wanted)
             match.markers += [n for n in wanted if n in self.view.root]
+
+    def _bind_packed(self) -> None:
+        """Symbols that only packed sides could tell: by how many values a byte holds, else by the one value that `where` leaves."""
+        tensors, loose, pack = self.view.tensors, self.view.loose, self.view.pack
+        if not loose:
+            return
+        for symbol, places in self.spec["bind"].items():
+            if symbol in self.symbols:
+                continue
+            for name, axis, rank in places:
+                tensor = tensors.get(name)
+                if tensor is None or name not in loose or axis != rank - 1 or len(tensor.shape) != rank:
+                    continue
+                stored = tensor.shape[axis]
+                fits = [v for v in self.document["where"].get(symbol, ()) if stored and v % stored == 0]
+                if pack and tensor.dtype in _BYTES:
+                    self.symbols[symbol] = stored * pack
+                elif len(fits) == 1:
+                    self.symbols[symbol] = fits[0]
+                break
 
     def _refusal(self) -> str:
         for symbol, allowed in self.document["where"].items():

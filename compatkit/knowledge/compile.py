@@ -109,7 +109,8 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
         documents[f"families/{family.id}.json"] = family_document(family)
         members[family.id] = {"role": family.card["role"], "abstract": bool(family.card.get("abstract"))}
         for sibling in family.card.get("siblings") or {}:
-            members[sibling] = {"role": family.card["role"], "sibling_of": family.id}
+            shared = {"role": family.card["role"], "sibling_of": family.id}
+            members[sibling] = members.get(sibling, shared)  # one with a file of its own keeps it
     packings = sources.tables.get("packings")
     documents["index.json"] = {"families": members, **signature_index(families)}
     documents["tables.json"] = {
@@ -158,6 +159,7 @@ def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[st
     direct: dict[str, list[Any]] = {}
     derived: list[Any] = []
     runs: dict[str, list[Any]] = {}
+    places = Counter[tuple[str, int]]()  # by symbol and group: an optional half of a model must bind without the other
     for line in sorted(lines, key=lambda x: (x.group != -1, x.when != 1)):
         _run_probes(line.pattern, runs)
         name = first_name(line.pattern)
@@ -167,19 +169,17 @@ def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[st
             for axis, side in enumerate(shape):
                 if isinstance(side, str):
                     known = direct.setdefault(side, [])
-                    if len(known) < _BINDERS and [name, axis, len(shape)] not in known:
+                    if places[side, line.group] < _BINDERS and [name, axis, len(shape)] not in known:
                         known.append([name, axis, len(shape)])
+                        places[side, line.group] += 1
                 elif isinstance(side, list):
-                    derived.append([name, axis, len(shape), side])
-    wanted = set()
-    for _, _, _, side in derived:
-        wanted |= symbols(side) - set(direct) - set(runs)
-    kept, seen = [], Counter[str]()
-    for name, axis, rank, side in derived:
-        for symbol in sorted(symbols(side) & wanted):
-            if seen[symbol] < _BINDERS:
+                    derived.append((line.group, name, axis, len(shape), side))
+    kept, seen = [], Counter[tuple[str, int]]()
+    for group, name, axis, rank, side in derived:
+        for symbol in sorted(symbols(side) - set(runs)):
+            if not places[symbol, -1] and not places[symbol, group] and seen[symbol, group] < _BINDERS:
                 kept.append([symbol, name, axis, rank, side])
-                seen[symbol] += 1
+                seen[symbol, group] += 1
     return direct, kept, runs
 
 
@@ -208,15 +208,18 @@ def signature_index(families: list[Family]) -> dict[str, Any]:
         chosen = _choose(plain, seen, family.signature if layout is family.layouts[0] else [])
         for name in chosen:
             names.setdefault(name, []).append(number)
-        entries.append([family.id, layout.name, len(chosen), _gates(family, layout)])
+        # where every tensor is optional (a VAE's two halves), a quarter of the names is enough to try
+        wanted = len(chosen) if any(line.group == -1 for line in layout.lines) else -(-len(chosen) // 2)
+        entries.append([family.id, layout.name, wanted, _gates(family, layout)])
     return {"grammars": entries, "names": names}
 
 
 def _plain_names(lines: list[Line]) -> dict[str, int]:
-    """First names of the lines that are always there -> rank of their shape."""
+    """First names of the lines that are always there -> rank of their shape; of all lines where every one is optional."""
     out: dict[str, int] = {}
+    always = any(line.group == -1 and line.when == 1 for line in lines)
     for line in lines:
-        if line.group == -1 and line.when == 1:
+        if (line.group == -1 or not always) and line.when == 1:
             name = first_name(line.pattern)
             if name:
                 out.setdefault(name, len(line.shapes[0]) if line.shapes else 0)

@@ -8,6 +8,7 @@ A map is a list of operations, each anchored on whole segments of a name:
     - drop:   ["**.rope.freqs"]          # own tensors that this layout has not
     - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only)
     - reshape: {"**.proj_in.weight": [o, i]}
+    - squeeze: ["**.attn.q.weight"]      # trailing sides of 1 go: a 1x1 convolution written as a linear
     - add:    {tree}                     # tensors only this layout has
 
 `{i}` stands for one index, `*` for one segment, `**` (first only) for any leading segments; what follows the match is
@@ -26,7 +27,7 @@ from compatkit.knowledge.expr import Expr, ExprError, evaluate, parse
 from compatkit.knowledge.lines import Complain, Line, Shape, _shapes
 from compatkit.knowledge.patterns import Pattern
 
-OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
+OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "squeeze", "add")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,9 @@ def apply(
                     else m
                     for m in mapped
                 ]
+            elif kind == "squeeze":
+                for source in argument:
+                    mapped = _squeeze(Matcher(str(source)), mapped)
             else:
                 for source, shape in argument.items():
                     mapped = _reshape(Matcher(str(source)), _shapes(shape, {}), mapped)
@@ -251,3 +255,18 @@ def _reshape(matcher: Matcher, shapes: tuple[Shape, ...], mapped: list[Mapped]) 
             m = replace(m, line=replace(m.line, shapes=shapes))
         out.append(m)
     return out
+
+
+def _squeeze(matcher: Matcher, mapped: list[Mapped]) -> list[Mapped]:
+    out = []
+    for m in mapped:
+        if m.line.shapes and matcher.match(m.line.pattern.format):
+            m = replace(m, line=replace(m.line, shapes=tuple(map(_without_ones, m.line.shapes))))
+        out.append(m)
+    return out
+
+
+def _without_ones(shape: Shape) -> Shape:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

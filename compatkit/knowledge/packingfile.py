@@ -7,7 +7,7 @@ from typing import Any
 from compatkit.knowledge.yamlfile import RuleFile
 
 _KEYS = {
-    "id", "title", "has", "companions", "weight", "covers", "dtypes", "top_level", "bits", "loaders", "effect", "predicts",
+    "id", "title", "has", "companions", "weight", "covers", "dtypes", "top_level", "bits", "pack", "loaders", "effect", "predicts",
     "fix", "note", "sources",
 }  # fmt: skip
 
