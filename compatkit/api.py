@@ -1,0 +1,159 @@
+"""The Python API: `inspect` and `check`. The commands are thin wrappers around these."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from compatkit.knowledge.store import Knowledge, load
+from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
+from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
+
+#: Settings of a run that `--set` takes. One that no check reads yet stands in `not_checked`.
+SETTINGS = (
+    "clip_type", "steps", "cfg", "sampler", "scheduler", "shift", "dtype", "latent_node", "width", "height", "offload",
+    "torch", "driver", "disk_free", "vram",
+)  # fmt: skip
+
+
+def inspect(
+    source: str | os.PathLike[str], *, role: str | None = None, assume: str | None = None, rules: Iterable[Path] = ()
+) -> list[Component]:
+    """What one source holds, from its header alone.
+
+    A file that cannot be read as a model gives one component of role "unknown" whose `problems` say why.
+
+    Raises:
+        SourceError: there is no such file, or it may not be read.
+        RulesError: a rule file is refused.
+    """
+    request = parse_request(os.fspath(source))
+    return opened(Request(request.source, role or request.role, assume), load(tuple(rules)))
+
+
+def check(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    runtime: Iterable[str] = (),
+    assume: Mapping[str, str] | None = None,
+    require: Sequence[str] = (),
+    rules: Iterable[Path] = (),
+    **settings: str,
+) -> Report:
+    """Judge a set of files.
+
+    Args:
+        sources: paths, each optionally as `ROLE=SOURCE`.
+        runtime: loaders that must open the set, `NAME` or `NAME@VERSION`; none: the family's usual one.
+        assume: file -> family, overriding identification.
+        require: roles that must be in the set.
+        rules: folders of further rules.
+        settings: of the run, such as `clip_type="lumina2"` (see `SETTINGS`).
+
+    Raises:
+        SourceError: nothing could be examined, or an argument is not understood.
+        RulesError: a rule file is refused.
+    """
+    start = time.perf_counter()
+    knowledge = load(tuple(rules))
+    _known_settings(settings)
+    runtimes = tuple(_runtime(r, knowledge) for r in runtime)
+    components: list[Component] = []
+    unreachable: list[str] = []
+    wanted = requests([os.fspath(s) for s in sources], assume or {}, knowledge)
+    for request in wanted:
+        try:
+            components += opened(request, knowledge)
+        except SourceError as e:
+            unreachable.append(str(e))
+            fix = "Give the path of a file that exists and may be read."
+            components.append(unreadable(request, FileProblem("file/unreadable", str(e), fix)))
+    if len(unreachable) == len(wanted):
+        raise SourceError("; ".join(unreachable) or "no source is given")
+    from compatkit.checks import judge
+
+    report = judge(Stack(tuple(components), runtimes, settings, tuple(require)), knowledge)
+    return replace(report, cost=Cost(seconds=time.perf_counter() - start))
+
+
+def inspect_all(
+    sources: Sequence[str], rules: Iterable[Path] = ()
+) -> tuple[list[Component], list[str]]:
+    """The components of several sources, and a sentence for each that could not be opened."""
+    knowledge = load(tuple(rules))
+    components: list[Component] = []
+    unreachable: list[str] = []
+    for source in sources:
+        try:
+            components += opened(parse_request(source), knowledge)
+        except SourceError as e:
+            unreachable.append(str(e))
+    return components, unreachable
+
+
+def problem_findings(components: Sequence[Component]) -> list[Finding]:
+    """What is wrong with the files themselves, as findings."""
+    return [
+        Finding(p.rule, p.level, (i,), p.message, {}, p.fix, p.evidence)
+        for i, c in enumerate(components)
+        for p in c.problems
+    ]
+
+
+def inspect_exit_code(components: Sequence[Component], unreachable: Sequence[str]) -> int:
+    """0 all identified, 1 a damaged or missing file, 2 nothing could be opened, 3 something is not recognised."""
+    if not components:
+        return 2
+    if unreachable or any(p.level == "error" for c in components for p in c.problems):
+        return 1
+    return 3 if any(c.family is None and c.role == "unknown" for c in components) else 0
+
+
+def exit_code(report: Report, fail_on: str = "error", strict: bool = False) -> int:
+    """0 pass, 1 fail, 3 unknown (1 with `strict`). `fail_on="warning"` makes warnings fail."""
+    if report.verdict == "fail" or (fail_on == "warning" and report.worst() in ("error", "warning")):
+        return 1
+    if report.verdict == "unknown":
+        return 1 if strict else 3
+    return 0
+
+
+def titles(components: Iterable[Component], rules: Iterable[Path] = ()) -> dict[str, str]:
+    """Family id -> the name its makers gave it, for every family these components may be."""
+    knowledge = load(tuple(rules))
+    ids = {f for c in components for f in c.families}
+    ids |= {c.runner_up.family for c in components if c.runner_up}
+    return {i: str(knowledge.family(i).get("title", i)) for i in ids if knowledge.has_family(i)}
+
+
+def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """`KEY=VALUE` texts as a mapping. Raises SourceError for one without `=`."""
+    out = {}
+    for text in texts:
+        key, equals, value = text.rpartition("=") if option == "--assume" else text.partition("=")
+        if not equals or not key:
+            raise SourceError(f"{option} {text!r}: write it as {form}")
+        out[key] = value
+    return out
+
+
+def _known_settings(settings: Mapping[str, str]) -> None:
+    for key in settings:
+        if key not in SETTINGS:
+            close = get_close_matches(key, SETTINGS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(SETTINGS)})"
+            raise SourceError(f"there is no setting {key!r}{hint}")
+
+
+def _runtime(text: str, knowledge: Knowledge) -> Runtime:
+    name, _, version = text.partition("@")
+    try:
+        knowledge.runtime(name)
+    except KeyError:
+        known = knowledge.table("runtimes") or {}
+        raise SourceError(f"there is no runtime {name!r} (known: {', '.join(known)})") from None
+    return Runtime(name, version or None)

@@ -1,0 +1,126 @@
+"""Sources named one by one: `SOURCE` or `ROLE=SOURCE`, each read into its components."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from compatkit.headers import open_header
+from compatkit.identify.identify import identify
+from compatkit.knowledge.store import Knowledge
+from compatkit.sources.naming import shown
+from compatkit.vocabulary import Component, FileProblem, HeaderError, Quantization, SourceError
+
+#: Roles a user may force.
+ROLES = (
+    "diffusion", "text_encoder", "vae", "lora", "controlnet", "ip_adapter", "style_model", "clip_vision", "mmproj",
+    "upscaler", "embedding", "llm", "t2i_adapter", "model_patch", "motion_module",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One source as the user named it: where, as which role, taken for which family."""
+
+    source: str
+    role: str | None = None
+    assume: str | None = None
+
+
+def parse_request(text: str) -> Request:
+    """`vae=x.safetensors` -> role and source; a plain source has no role.
+
+    Raises:
+        SourceError: a kind of source that is not supported yet, or a word before `=` that is no role.
+    """
+    head, equals, rest = text.partition("=")
+    role = None
+    if equals and head in ROLES:
+        role, text = head, rest
+    elif equals and head.replace("_", "").isalnum() and not os.path.exists(text) and os.path.exists(rest):
+        close = get_close_matches(head, ROLES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f" ({', '.join(ROLES[:4])}, …)"
+        raise SourceError(f"{head!r} in {shown(text)} is not a role{hint}")
+    _refuse_unsupported(text)
+    return Request(text, role)
+
+
+def _refuse_unsupported(source: str) -> None:
+    scheme = source.partition("://")[0] if "://" in source else ""
+    if scheme:
+        raise SourceError(f"{shown(source)}: {scheme}:// sources are not supported yet; give a file on this machine")
+    lower = source.lower()
+    if lower.endswith(".toml"):
+        raise SourceError(f"{shown(source)}: stack files are not supported yet; name the model files themselves")
+    if os.path.isdir(source):
+        raise SourceError(f"{shown(source)} is a folder: folders are not supported yet; name the model files in it")
+    if lower.endswith(".json") and not lower.endswith(".index.json") and os.path.isfile(source):
+        raise SourceError(
+            f"{shown(source)}: workflows and configs are not supported yet; name the model files (or a "
+            "*.safetensors.index.json)"
+        )
+
+
+def requests(texts: list[str], assume: Mapping[str, str], knowledge: Knowledge) -> list[Request]:
+    """All sources of a command, with what the user assumes of them.
+
+    Raises:
+        SourceError: an assumption names a file that is not among the sources, or a family nobody knows.
+    """
+    parsed = [parse_request(t) for t in texts]
+    out = {i: r for i, r in enumerate(parsed)}
+    for file, family in assume.items():
+        if not knowledge.has_family(family):
+            close = get_close_matches(family, knowledge.members(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "; `compatkit rules list` names them all"
+            raise SourceError(f"--assume: there is no family {family!r}{hint}")
+        hits = [i for i, r in enumerate(parsed) if r.source == file] or [
+            i for i, r in enumerate(parsed) if os.path.basename(r.source) == file
+        ]
+        if not hits:
+            raise SourceError(f"--assume: {shown(file)} is not among the sources")
+        for i in hits:
+            out[i] = Request(parsed[i].source, parsed[i].role, family)
+    return list(out.values())
+
+
+def opened(request: Request, knowledge: Knowledge) -> list[Component]:
+    """The components of one source. A file that is no readable model gives one of role "unknown" that says why.
+
+    Raises:
+        SourceError: there is no such file, or it may not be read.
+    """
+    try:
+        header = open_header(request.source)
+    except HeaderError as e:
+        return [unreadable(request, e.problem)]
+    return identify(header, knowledge, force_role=request.role, assume=request.assume)
+
+
+def unreadable(request: Request, problem: FileProblem) -> Component:
+    """The stand-in for a source that could not be read."""
+    try:
+        size = os.stat(request.source).st_size
+    except (OSError, ValueError):
+        size = 0
+    return Component(
+        source=request.source,
+        format="unreadable",
+        size=size,
+        header_bytes=0,
+        role=request.role or "unknown",
+        family=None,
+        also=(),
+        layout="unknown",
+        prefix="",
+        quantization=Quantization("none", {}),
+        parameters=0,
+        key_groups={},
+        loads_as={},
+        facts={},
+        evidence=(),
+        problems=(problem,),
+        reason=problem.message,
+    )
