@@ -79,17 +79,26 @@ def _wrapped(text: str, indent: int = 2, hang: int = 0) -> list[str]:
 
 def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
     if report.checked:
-        yield from _wrapped(f"Checked: {', '.join(report.checked)}.", indent=0, hang=2)
+        yield from _wrapped(f"Checked: {_grouped(report.checked)}.", indent=0, hang=2)
     groups: dict[str, list[NotChecked]] = {}
     for item in report.not_checked:
         groups.setdefault(item.why, []).append(item)
     if groups:
         yield "Not checked:"
         for why, items in groups.items():
-            yield from _wrapped(f"{', '.join(i.rule for i in items)}: {why}", hang=2)
+            yield from _wrapped(f"{_grouped([i.rule for i in items])} - {why}", hang=2)
     if verbose:
         cost = report.cost
         yield paint(f"{cost.requests} requests, {cost.bytes} bytes, {cost.seconds:.2f} s", "dim")
+
+
+def _grouped(rules: Iterable[str]) -> str:
+    """`encoder/width, encoder/kind, file/empty` -> `encoder/{width, kind}, file/empty`."""
+    groups: dict[str, list[str]] = {}
+    for rule in rules:
+        group, _, name = rule.partition("/")
+        groups.setdefault(group, []).append(name)
+    return ", ".join(f"{g}/{n[0]}" if len(n) == 1 else f"{g}/{{{', '.join(n)}}}" for g, n in groups.items())
 
 
 def inspect_text(components: Iterable[Component], paint: Paint, titles: Mapping[str, str], verbose: bool = False) -> str:
