@@ -1,0 +1,164 @@
+"""Judge a stack: facts once in Python, the judgement in the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from compatkit.checks import encoders, loading, vaes
+from compatkit.checks.evaluate import applies, finding, satisfied
+from compatkit.checks.loaders import Loader, loaders
+from compatkit.checks.parts import Part, label, parts
+from compatkit.checks.subject import Builder, Subject
+from compatkit.checks.verdict import headline, identified, pending, verdict
+from compatkit.knowledge.cel import CelError
+from compatkit.knowledge.protocol import Rules
+from compatkit.vocabulary import LEVELS, FileProblem, Finding, NotChecked, Report, Runtime, Stack
+
+_BUILDERS: dict[str, Callable[[Builder], None]] = {
+    "file": lambda b: _files(b),
+    "component": lambda b: _components(b),
+    "loading": loading.build,
+    "encoder": encoders.build,
+    "vae": vaes.build,
+    "role": lambda b: _roles(b),
+}
+#: Kinds of subject that another builder makes along the way.
+_WITH = {"set": "encoder"}
+
+
+def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, Any]] = ()) -> Report:
+    """Run every rule that applies to the set.
+
+    Raises:
+        KeyError: the stack names a runtime that the rules do not know.
+    """
+    every = parts(stack, knowledge)
+    builder = Builder(
+        parts=every,
+        rules=knowledge,
+        loaders=_loaders(stack.runtimes, every, knowledge),
+        settings=stack.settings,
+        required=stack.required_roles,
+    )
+    rules = {str(r["id"]): r for r in (*knowledge.checks(), *extra_rules)}
+    wanted = {_WITH.get(str(r["binds"]), str(r["binds"])) for r in rules.values()} | {"file"}
+    for kind, build in _BUILDERS.items():
+        if kind in wanted:
+            build(builder)
+    findings, checked, not_checked = _run(builder, rules.values())
+    found = sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
+    skipped = [*not_checked, *_blocked(builder, rules.values()), *pending(every, stack.settings)]
+    outcome = verdict(every, found, skipped)
+    return Report(
+        verdict=outcome,
+        judged=tuple(dict.fromkeys(p.role for p in every if identified(p))),
+        components=stack.components,
+        findings=tuple(found),
+        checked=tuple(checked),
+        not_checked=tuple(dict.fromkeys(skipped)),
+        headline=headline(outcome, every),
+    )
+
+
+def _loaders(wanted: Sequence[Runtime], every: Sequence[Part], rules: Rules) -> list[Loader]:
+    usual = [name for p in every if p.role == "diffusion" for name in (p.card.get("runtimes") or {})]
+    usual += [name for p in every for name in (p.card.get("runtimes") or {})]
+    return loaders(wanted, rules, usual)
+
+
+def _run(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], list[NotChecked]]:
+    findings: list[Finding] = []
+    checked: list[str] = []
+    not_checked: list[NotChecked] = []
+    for rule in rules:
+        name, kind = str(rule["id"]), str(rule["binds"])
+        if kind == "file":
+            if builder.parts:
+                checked.append(name)
+            continue
+        subjects = builder.subjects.get(kind, [])
+        if not subjects:
+            if kind in builder.reasons:
+                not_checked.append(NotChecked(name, builder.reasons[kind]))
+            continue
+        ran = False
+        for subject in subjects:
+            try:
+                values = subject.plain()
+                if not applies(rule, values):
+                    continue
+                ran = True
+                if not satisfied(rule, values):
+                    findings.append(finding(rule, subject, _assumed(builder, subject)))
+            except CelError as e:
+                where = rule.get("source_file", "the rule")
+                not_checked.append(NotChecked(name, f"the rule itself is at fault ({where}): {e.message}", blocks=True))
+                break
+        else:
+            if ran:
+                checked.append(name)
+    findings += [_file_finding(builder, s, checked) for s in builder.subjects.get("file", [])]
+    return findings, checked, not_checked
+
+
+def _assumed(builder: Builder, subject: Subject) -> list[str]:
+    out = []
+    for i in subject.components:
+        fields = builder.parts[i].fields
+        if fields["assumed"]:
+            out.append(f"(This rests on your word that {fields['name']} is {fields['title']}.)")
+    return out
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """The same finding in several runtimes is one, with what each would show."""
+    out: dict[tuple[Any, ...], Finding] = {}
+    for f in findings:
+        key = (f.rule, f.level, f.components, f.message)
+        out[key] = replace(out[key], predicts={**out[key].predicts, **f.predicts}) if key in out else f
+    return list(out.values())
+
+
+def _blocked(builder: Builder, rules: Any) -> list[NotChecked]:
+    """Checks with both sides in the set that could not run, under the first rule of their kind."""
+    first: dict[str, str] = {}
+    for rule in rules:
+        first.setdefault(str(rule["binds"]), str(rule["id"]))
+    return [NotChecked(first.get(kind, kind), why, blocks) for kind, why, blocks in builder.blocked]
+
+
+def _files(builder: Builder) -> None:
+    seen: set[tuple[str, FileProblem]] = set()
+    for part in builder.parts:
+        for problem in part.component.problems:
+            key = (part.component.source, problem._replace(evidence={}))
+            if key in seen:
+                continue
+            seen.add(key)
+            indexes = tuple(p.index for p in builder.parts if p.component.source == part.component.source)
+            values = {"file": {"name": part.fields["name"], "problem": problem.rule, "message": problem.message}}
+            builder.add(Subject("file", indexes, values, problem=problem))
+
+
+def _file_finding(builder: Builder, subject: Subject, checked: list[str]) -> Finding:
+    problem = subject.problem
+    assert problem is not None
+    if problem.rule not in checked:
+        checked.append(problem.rule)
+    return Finding(
+        problem.rule, problem.level, subject.components, problem.message, {}, problem.fix, dict(problem.evidence)
+    )
+
+
+def _components(builder: Builder) -> None:
+    for part in builder.parts:
+        builder.add(Subject("component", (part.index,), {"component": part.fields}))
+
+
+def _roles(builder: Builder) -> None:
+    have = {p.role for p in builder.parts}
+    for role in builder.required:
+        values = {"role": {"name": role, "label": label(role), "present": role in have}}
+        builder.add(Subject("role", (), values))

@@ -1,0 +1,229 @@
+"""Subjects of the loader checks: what a runtime makes of each component as it stands in its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compatkit.checks.loaders import Loader, accepted, accepts, at_least
+from compatkit.checks.parts import Part, file_name, human
+from compatkit.checks.subject import Builder, Subject
+from compatkit.knowledge.protocol import Rules
+
+_LOADED = ("diffusion", "text_encoder", "vae", "llm")
+_PLAIN = frozenset({"", "none", "mixed"})
+
+
+def build(builder: Builder) -> None:
+    """Add the subjects of kind `loading`."""
+    loaded = [p for p in builder.parts if p.role in _LOADED and (p.component.family or p.role == "llm")]
+    if not loaded:
+        builder.absent(("loading",), "no model that a loader would open was identified")
+        return
+    if not builder.loaders:
+        builder.absent(("loading",), "no runtime is known for this set")
+        return
+    for part in loaded:
+        for loader in builder.loaders:
+            opens = opening(part, loader, builder.rules)
+            values = {"component": part.fields, "loader": loader.fields(), "opens": opens}
+            builder.add(Subject("loading", (part.index,), values, loader))
+            for why in _unknown(part, loader, opens):
+                builder.stuck("loading", why, blocks=True)
+
+
+def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
+    """What could not be told about a loader the user asked for."""
+    name = part.fields["name"]
+    out = []
+    if opens["architecture"] == "unknown":
+        version = loader.for_format("gguf")[1]
+        out.append(f"which architectures {loader.name} accepts at {version} is not known, so neither is {name}")
+    if opens["scheme"] == "unknown":
+        out.append(f"whether {loader.label} reads {opens['scheme_title']} of {name} is not known")
+    if opens["layout"] == "unknown" and loader.table.get("layouts"):
+        out.append(f"whether {loader.label} reads the {part.fields['layout']} layout of {name} is not known")
+    if opens["family"] == "unknown":
+        since = opens["family_since"]
+        out.append(f"{loader.label} cannot be put in order with {since}, since when {part.fields['title']} runs")
+    return out
+
+
+def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
+    """Whether and how a runtime opens one component (`subjects.LOADING`)."""
+    fields = part.fields
+    table, version = loader.for_format(fields["format"])
+    entry = _entry(part, loader, table)
+    since = entry.get("since")
+    out: dict[str, Any] = {
+        "format": _format(part, loader, table),
+        "layout": _layout(part, loader, entry),
+        "family": at_least(loader.version, str(since) if since else None, loader.table),
+        "family_since": since,
+        "becomes": entry.get("class") or entry.get("te_model") or entry.get("vae_class"),
+        **_prefix(part, table),
+        **_architecture(part, table, version),
+        **_scheme(part, loader, rules),
+        **_types(part, table),
+    }
+    out["error"] = _error(part, table, loader.table, out)
+    return out
+
+
+def _entry(part: Part, loader: Loader, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the family's card says of this runtime; a helper's own entry on top."""
+    runtimes = part.card.get("runtimes") or {}
+    main = runtimes.get(loader.name)
+    helper = runtimes.get(str(table.get("id"))) if table is not loader.table else None
+    return {**(main if isinstance(main, Mapping) else {}), **(helper if isinstance(helper, Mapping) else {})}
+
+
+def _format(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
+    formats = {**(loader.table.get("formats") or {})}
+    if table is not loader.table:
+        formats = {r: [*formats.get(r, ()), *f] for r, f in (table.get("formats") or {}).items()} | {
+            r: f for r, f in formats.items() if r not in (table.get("formats") or {})
+        }
+    role = "text_encoder" if part.role == "llm" else part.role
+    if role not in formats:
+        return "unknown" if not formats else "no"
+    return "yes" if part.fields["format"] in formats[role] else "no"
+
+
+def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
+    layout, role = part.fields["layout"], part.role
+    if part.fields["format"] == "gguf" or role == "llm":
+        return "yes"
+    if isinstance(entry.get("layouts"), Sequence):
+        return "yes" if layout in entry["layouts"] else "no"
+    known = (loader.table.get("layouts") or {}).get(role)
+    if not isinstance(known, Mapping):
+        return "unknown"
+    classes = loader.table.get("single_file_classes")
+    if layout == "native" and classes and layout not in known:
+        return "yes" if entry.get("class") in classes else "unknown"
+    families = known.get(layout)
+    if families is None:
+        return "unknown"
+    if isinstance(families, str):
+        return "yes" if families == "all" else "no"
+    return "yes" if any(f in families for f in part.component.families) else "no"
+
+
+def _prefix(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    role = "text_encoder" if part.role == "llm" else part.role
+    prefix = part.fields["prefix"]
+    if part.bundled:
+        known = (table.get("checkpoint_prefixes") or {}).get(role)
+        fits = known is None or any(prefix == p or (p.endswith("*") and prefix.startswith(p[:-1])) for p in known)
+    else:
+        known = (table.get("prefixes") or {}).get(role)
+        fits = known is None or prefix in known
+    shown = [p or "none" for p in known or ()]
+    return {"prefix": "yes" if fits else "no", "prefixes": shown}
+
+
+def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> dict[str, Any]:
+    if part.fields["format"] != "gguf":
+        return {"architecture": "none"}
+    role = "text_encoder" if part.role == "llm" else part.role
+    name = part.fields["architecture"]
+    compatible = table.get("compatible") or {}
+    if name is None or name in (compatible.get("names") or ()):
+        if role in (compatible.get("roles") or ()):
+            return {"architecture": "yes"}
+        return {"architecture": "missing"} if compatible else {"architecture": "unknown"}
+    if not table.get("history"):
+        return {"architecture": "yes"}
+    state, since = accepts(table, version, role, name)
+    return {
+        "architecture": state,
+        "accepted": accepted(table, version, role),
+        "architecture_since": _dated(table, since),
+    }
+
+
+def _dated(table: Mapping[str, Any], version: str | None) -> str | None:
+    for entry in table.get("history") or ():
+        if str(entry["version"]) == version:
+            return f"{version} ({entry['date']})" if entry.get("date") else version
+    return version
+
+
+def _scheme(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
+    scheme = part.fields["scheme"]
+    if scheme in _PLAIN:
+        return {"scheme": "yes"}
+    packing = _packing(rules, scheme)
+    table, version = loader.for_format(part.fields["format"])
+    readers = packing.get("loaders") or {}
+    own = readers.get(loader.name, readers.get(str(table.get("id"))))
+    known = {
+        "scheme_title": str(packing.get("title") or scheme),
+        "scheme_effect": str(packing.get("unknown_effect") or packing.get("effect") or ""),
+        "scheme_loaders": [_reader(rules, name, entry) for name, entry in readers.items()],
+        "scheme_fix": str(packing.get("fix") or ""),
+        "full_size": human(part.component.parameters * 2) if part.component.parameters else "",
+    }
+    if not packing:
+        # GGUF types are judged one by one.
+        return {**known, "scheme": "yes" if part.fields["format"] == "gguf" else "unknown"}
+    if own is None:
+        return {**known, "scheme": "no" if readers or known["scheme_effect"] else "unknown"}
+    since = own.get("since") if isinstance(own, Mapping) else None
+    state = at_least(version if table is not loader.table else loader.version, str(since) if since else None, table)
+    return {**known, "scheme": "later" if state == "no" else state, "scheme_since": str(since) if since else None}
+
+
+def _packing(rules: Rules, scheme: str) -> Mapping[str, Any]:
+    try:
+        return rules.packing(scheme) or {}
+    except KeyError:
+        return {}
+
+
+def _reader(rules: Rules, name: str, entry: Any) -> str:
+    try:
+        title = str(rules.runtime(name).get("title") or name)
+    except KeyError:
+        title = name
+    note = entry.get("note") if isinstance(entry, Mapping) else None
+    return f"{title} ({note})" if note else title
+
+
+def _types(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    types = table.get("quantization_types") or {}
+    have = part.fields["dtypes"]
+    return {
+        "slow_types": [t for t in types.get("slow") or () if t in have],
+        "failing_types": [t for t in types.get("fail") or () if t in have],
+    }
+
+
+def _error(part: Part, table: Mapping[str, Any], main: Mapping[str, Any], out: Mapping[str, Any]) -> str:
+    """The text the loader prints when it refuses, from its table."""
+    role = "text_encoder" if part.role == "llm" else part.role
+    kind = ""
+    if out["architecture"] in ("no", "later"):
+        kind = "architecture"
+    elif out["architecture"] == "missing":
+        kind = "architecture_missing"
+    elif out["failing_types"]:
+        kind = "type"
+    elif out["layout"] == "no":
+        kind = "layout"
+    elif out["prefix"] == "no":
+        kind = "prefix"
+    for source in (table, main):
+        texts = (source.get("errors") or {}).get(kind) or {}
+        text = texts.get(role) if isinstance(texts, Mapping) else texts
+        if text:
+            values = {
+                "architecture": str(part.fields["architecture"]),
+                "type": str(out["failing_types"][0]) if out["failing_types"] else "",
+                "file": file_name(part.component.source),
+            }
+            for name, value in values.items():
+                text = str(text).replace("{" + name + "}", value)
+            return str(text)
+    return ""

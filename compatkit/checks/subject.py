@@ -1,0 +1,60 @@
+"""Subjects: what one rule is asked about, and the builder that collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compatkit.checks.loaders import Loader
+from compatkit.checks.parts import Part
+from compatkit.knowledge import cel
+from compatkit.knowledge.protocol import Rules
+from compatkit.knowledge.subjects import blank
+from compatkit.vocabulary import FileProblem
+
+
+@dataclass(slots=True)
+class Subject:
+    """One thing that rules of its kind look at. `values` need not name every field."""
+
+    kind: str
+    components: tuple[int, ...]
+    values: Mapping[str, Mapping[str, Any]]
+    loader: Loader | None = None
+    problem: FileProblem | None = None
+    _plain: dict[str, Any] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Every field, as values CEL takes."""
+        if self._plain is None:
+            self._plain = cel.plain(blank(self.kind, self.values))
+        return self._plain
+
+
+@dataclass(slots=True)
+class Builder:
+    """Collects subjects, and the reasons why some checks have none."""
+
+    parts: Sequence[Part]
+    rules: Rules
+    loaders: Sequence[Loader]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    required: Sequence[str] = ()
+    subjects: dict[str, list[Subject]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    blocked: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    def add(self, subject: Subject) -> None:
+        """One more subject."""
+        self.subjects.setdefault(subject.kind, []).append(subject)
+
+    def absent(self, kinds: Iterable[str], why: str) -> None:
+        """Why there are no subjects of these kinds: a side is not in the set."""
+        for kind in kinds:
+            self.reasons.setdefault(kind, why)
+
+    def stuck(self, kind: str, why: str, *, blocks: bool) -> None:
+        """A subject that could not be made although both sides are in the set."""
+        if (kind, why, blocks) not in self.blocked:
+            self.blocked.append((kind, why, blocks))

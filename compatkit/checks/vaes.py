@@ -1,0 +1,99 @@
+"""Subjects of the VAE checks: every VAE against every diffusion model, in every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compatkit.checks.junctions import junction_fields
+from compatkit.checks.parts import Part, known_families, of_role, title_of
+from compatkit.checks.subject import Builder, Subject
+from compatkit.knowledge.protocol import Rules
+
+_PICTURE = 1024
+
+
+def build(builder: Builder) -> None:
+    """Add the subjects of kind `vae`."""
+    diffusions = list(of_role(builder.parts, "diffusion"))
+    vaes = list(of_role(builder.parts, "vae"))
+    if not diffusions:
+        builder.absent(("vae",), "no diffusion model given" if vaes else "no diffusion model and no VAE given")
+        return
+    if not vaes:
+        builder.absent(("vae",), "no VAE given")
+        return
+    for diffusion in diffusions:
+        for vae in vaes:
+            # The VAE inside one checkpoint is not meant for the model of another.
+            if vae.bundled and len(diffusions) > 1 and vae.component.source != diffusion.component.source:
+                continue
+            _pair(builder, diffusion, vae)
+
+
+def _pair(builder: Builder, diffusion: Part, vae: Part) -> None:
+    ours, theirs = _side(diffusion, builder.rules), _side(vae, builder.rules)
+    if not ours["spaces"] or ours["channels"] is None or ours["ndim"] is None:
+        builder.stuck("vae", f"the latent space of {diffusion.fields['name']} is not known", blocks=True)
+        return
+    if not theirs["spaces"] or theirs["channels"] is None or theirs["ndim"] is None:
+        builder.stuck("vae", f"the latent space of {vae.fields['name']} is not known", blocks=True)
+        return
+    common = [s for s in ours["spaces"] if s in theirs["spaces"]]
+    _sizes(ours, diffusion)
+    for loader in builder.loaders:
+        values = {
+            "vae": theirs,
+            "diffusion": ours,
+            "pair": {
+                "common": common,
+                "readings": list(dict.fromkeys([*ours["spaces"], *theirs["spaces"]])),
+                "right": [title_of(builder.rules, f"{s}_vae") for s in ours["spaces"]],
+            },
+            "junction": junction_fields(vae.card, "latent_in", vae.component.facts),
+            "loader": loader.fields(),
+        }
+        builder.add(Subject("vae", (diffusion.index, vae.index), values, loader))
+
+
+def _side(part: Part, rules: Rules) -> dict[str, Any]:
+    """A component's latent: what its header says, else what its family's card says."""
+    latent = part.card.get("latent") or {}
+    spaces = part.names("latent_space") or _spaces(part, rules)
+    return {
+        **part.fields,
+        "spaces": spaces,
+        "channels": _first(part.number("latent_channels"), latent.get("channels")),
+        "ndim": _first(part.number("latent_ndim"), latent.get("ndim")),
+    }
+
+
+def _spaces(part: Part, rules: Rules) -> list[str]:
+    names: list[str] = []
+    for family in known_families(part.component, rules):
+        latent: Mapping[str, Any] = rules.family(family).get("latent") or {}
+        also = latent.get("also") or ()
+        also = [also] if isinstance(also, str) else also
+        names += [str(s) for s in (latent.get("space"), *also) if s]
+    return list(dict.fromkeys(names))
+
+
+def _first(*values: Any) -> int | None:
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+
+
+def _sizes(side: dict[str, Any], part: Part) -> None:
+    """The latent of a 1024 x 1024 picture, as torch prints a size."""
+    latent: Mapping[str, Any] = part.card.get("latent") or {}
+    downscale = latent.get("downscale")
+    n = _PICTURE // downscale if isinstance(downscale, int) and downscale > 0 else _PICTURE // 8
+    channels, ndim = side["channels"], side["ndim"]
+    flat: Sequence[int] = (1, channels, n, n)
+    deep: Sequence[int] = (1, channels, 1, n, n)
+    side["latent"] = _size(deep if ndim == 5 else flat)
+    side["frame"] = _size(flat)
+    side["stretched"] = _size(deep)
+
+
+def _size(sides: Sequence[int]) -> str:
+    return ", ".join(str(s) for s in sides)

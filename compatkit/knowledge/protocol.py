@@ -1,0 +1,25 @@
+"""What the judging half asks of the rules. `store.Knowledge` answers it; tests answer it with a small fake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Rules(Protocol):
+    """The compiled rules, as checks see them."""
+
+    def family(self, family: str) -> Mapping[str, Any]:
+        """The card of a family: everything its file says but the tensors."""
+
+    def has_family(self, family: str) -> bool:
+        """Whether there is a card of that name."""
+
+    def checks(self) -> Sequence[Mapping[str, Any]]:
+        """Every check entry, parsed, in order."""
+
+    def runtime(self, name: str) -> Mapping[str, Any]:
+        """The table of a runtime. Raises KeyError for a name nobody wrote down."""
+
+    def packing(self, scheme: str) -> Mapping[str, Any]:
+        """The entry of a quantisation scheme; empty for one nobody wrote down."""

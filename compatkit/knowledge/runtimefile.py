@@ -1,0 +1,138 @@
+"""The schema of `rules/runtimes/*.yaml`: what a loader opens, since which version, and what it says when it refuses.
+
+id: comfyui-gguf
+title: ComfyUI-GGUF
+part_of: comfyui             # it opens some formats for that runtime; `formats` says which
+helpers: [comfyui-gguf]      # the other end of `part_of`
+engine: torch                # whose error texts apply: torch or ggml
+reference: {version: …, date: …}
+formats: {diffusion: [gguf]}
+layouts: {diffusion: {native: all, diffusers: [family, …]}}
+prefixes: {diffusion: ["", "model."]}                # for one model in a file
+checkpoint_prefixes: {vae: ["vae."]}                 # for an all-in-one checkpoint
+history: [{version: …, date: …, diffusion: [arch, …], text_encoder: […]}]   # oldest first; lists stay until replaced
+te_models: {NAME: {embedding: …, routes: [{types: […], class: …, taps: 3, vocab: 32128}]}}
+clip_types: {single: […], several: […], fallback: …}
+together: [{types: […], class: …, parts: [NAME, …], count: 2}]
+quantization_types: {fast: […], slow: […], fail: […]}
+errors: {architecture: {diffusion: "text with {architecture}"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compatkit.knowledge.yamlfile import RuleFile
+
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "title": str,
+    "part_of": str,
+    "default": bool,
+    "engine": str,
+    "versions": str,
+    "reference": dict,
+    "formats": dict,
+    "layouts": dict,
+    "single_file_classes": list,
+    "prefixes": dict,
+    "checkpoint_prefixes": dict,
+    "history": list,
+    "compatible": dict,
+    "te_models": dict,
+    "clip_types": dict,
+    "together": list,
+    "helpers": list,
+    "quantization_types": dict,
+    "errors": dict,
+    "notes": list,
+    "references": list,
+}
+_TE_KEYS = ("embedding", "routes", "network", "note")
+_ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
+_TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "vocab", "note")
+_CLIP_KEYS = ("single", "several", "fallback")
+_HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "note")
+
+
+def parse(file: RuleFile) -> dict[str, Any]:
+    """`{id: table}` of one file.
+
+    Raises:
+        RuleFileError: at the position of what is wrong.
+    """
+    data = file.data
+    if not isinstance(data, Mapping):
+        raise file.error((), "a runtime file is a mapping")
+    for key, value in data.items():
+        if key not in _KEYS:
+            raise file.error((key,), f"unknown key {key!r}{_nearest(str(key), _KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            raise file.error((key,), f"{key!r} has the wrong type: {type(value).__name__}")
+    for key in ("id", "title", "engine"):
+        if key not in data:
+            raise file.error((), f"{key!r} is missing")
+    if data["engine"] not in ("torch", "ggml"):
+        raise file.error(("engine",), f"engine {data['engine']!r} is neither torch nor ggml")
+    _layouts(file, data.get("layouts") or {})
+    for name, model in (data.get("te_models") or {}).items():
+        _keys(file, ("te_models", name), model, _TE_KEYS)
+        for i, route in enumerate(model.get("routes") or []):
+            _keys(file, ("te_models", name, "routes", i), route, _ROUTE_KEYS, needed=("class",))
+    _keys(file, ("clip_types",), data.get("clip_types") or {}, _CLIP_KEYS)
+    for i, route in enumerate(data.get("together") or []):
+        _keys(file, ("together", i), route, _TOGETHER_KEYS, needed=("class",))
+        for j, part in enumerate(route.get("parts") or []):
+            if part not in (data.get("te_models") or {}):
+                raise file.error(("together", i, "parts", j), f"{part!r} is not one of te_models")
+    for i, entry in enumerate(data.get("history") or []):
+        _keys(file, ("history", i), entry, _HISTORY_KEYS, needed=("version",))
+    _types(file, data)
+    return {str(data["id"]): dict(data)}
+
+
+def _layouts(file: RuleFile, layouts: Mapping[str, Any]) -> None:
+    for role, table in layouts.items():
+        if not isinstance(table, Mapping):
+            raise file.error(("layouts", role), "a mapping of layouts: all, none, or a list of families")
+        for layout, families in table.items():
+            if not isinstance(families, list) and families not in ("all", "none"):
+                raise file.error(("layouts", role, layout), "all, none, or a list of families")
+
+
+def _types(file: RuleFile, data: Mapping[str, Any]) -> None:
+    """Every clip type a route names must be one of `clip_types`."""
+    kinds = data.get("clip_types") or {}
+    known = {*(kinds.get("single") or []), *(kinds.get("several") or [])}
+    for name, model in (data.get("te_models") or {}).items():
+        for i, route in enumerate(model.get("routes") or []):
+            for j, kind in enumerate(route.get("types") or []):
+                if kind not in known:
+                    where = ("te_models", name, "routes", i, "types", j)
+                    raise file.error(where, f"{kind!r} is not one of clip_types{_nearest(kind, known)}")
+    for i, route in enumerate(data.get("together") or []):
+        for j, kind in enumerate(route.get("types") or []):
+            if kind not in known:
+                raise file.error(
+                    ("together", i, "types", j), f"{kind!r} is not one of clip_types{_nearest(kind, known)}"
+                )
+
+
+def _keys(
+    file: RuleFile, where: tuple[Any, ...], value: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()
+) -> None:
+    if not isinstance(value, Mapping):
+        raise file.error(where, f"a mapping with the keys {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise file.error((*where, key), f"unknown key {key!r}{_nearest(str(key), known)}")
+    for key in needed:
+        if key not in value:
+            raise file.error(where, f"{key!r} is missing")
+
+
+def _nearest(word: str, known: Any) -> str:
+    from compatkit.knowledge.family import nearest
+
+    return nearest(word, known)

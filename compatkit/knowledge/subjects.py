@@ -1,0 +1,232 @@
+"""What a check may look at: the kinds of subject a rule can bind, and every field of each.
+
+This table is the contract between rules and the Python that computes facts. An expression that names a field which is
+not here is refused when the rule is read; `blank` fills the fields an example leaves out.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Field(NamedTuple):
+    """One field: the value it has where nothing is known, and what it says."""
+
+    default: Any
+    says: str
+
+
+def _fields(**fields: tuple[Any, str]) -> dict[str, Field]:
+    return {name: Field(*pair) for name, pair in fields.items()}
+
+
+#: One model found in a source.
+PART = _fields(
+    name=("", "file name, for messages; never evidence"),
+    title=("", "what it is, in words: the family's title"),
+    role=("", "diffusion, text_encoder, vae, llm, …, unknown"),
+    family=(None, "family id, null if it could not be identified"),
+    families=([], "every family the header allows, oldest first"),
+    format=("", "safetensors, gguf, …"),
+    layout=("", "native, diffusers, …"),
+    prefix=("", "what stands before every tensor name"),
+    scheme=("none", "quantisation scheme"),
+    dtypes=({}, "tensors by dtype"),
+    architecture=(None, "general.architecture of a GGUF"),
+    size=("", "size on disk, in words"),
+    parameters=(0, "number of parameters"),
+    facts=({}, "solved symbols and facts of the family"),
+    missing=(0, "tensors the family has and the file has not"),
+    first_missing=([], "the first of them"),
+    foreign=(0, "tensors the family does not know"),
+    first_foreign=([], "the first of them"),
+    mismatched=(0, "tensors of another shape than the family's"),
+    first_mismatched=([], "the first of them"),
+    closest=(None, "the family that came closest, where none fits"),
+    reason=("", "why it was not identified"),
+    readable=(True, "whether its header could be read"),
+    assumed=(False, "whether the user said what it is"),
+    bundled=(False, "whether it is part of an all-in-one checkpoint"),
+)
+
+#: The loader a subject is judged for.
+LOADER = _fields(
+    runtime=("", "name of the runtime"),
+    label=("", "the runtime and its version as the user named it"),
+    engine=("torch", "torch or ggml: whose error texts apply"),
+    version=(None, "its version, null if unknown"),
+)
+
+LOADING = _fields(
+    format=("yes", "whether it opens files of this format for this role: yes, no, unknown"),
+    layout=("yes", "whether it reads this layout of this family: yes, no, unknown"),
+    prefix=("yes", "whether it strips this prefix: yes, no, unknown"),
+    prefixes=([], "the prefixes it strips for this role"),
+    architecture=("none", "whether it accepts the GGUF architecture: yes, no, later, unknown, missing, none (no GGUF)"),
+    accepted=([], "architectures it accepts for this role"),
+    architecture_since=(None, "the version that accepts it first"),
+    scheme=("yes", "whether it reads the quantisation: yes, no, later, unknown"),
+    scheme_title=("", "the quantisation's name"),
+    scheme_since=(None, "since which version"),
+    scheme_effect=("", "what a loader does that does not know it"),
+    scheme_loaders=([], "what reads it"),
+    scheme_fix=("", "what to do about it"),
+    full_size=("", "what the same model takes in bf16"),
+    slow_types=([], "GGUF types that it decodes on the CPU"),
+    failing_types=([], "GGUF types that it cannot decode"),
+    family=("yes", "whether this version knows the family: yes, no, unknown"),
+    family_since=(None, "since which version"),
+    becomes=(None, "what it makes of the file: its class"),
+    error=("", "the error it raises"),
+)
+
+ENCODER = {
+    **PART,
+    **_fields(
+        width=(None, "hidden size"),
+        vocab=(None, "rows of its token embedding"),
+        loaded_as=(None, "what the runtime takes it for"),
+        taps=(1, "hidden layers its class concatenates"),
+        output_width=(None, "width that reaches the model: hidden size x taps"),
+        stands=("fills", "fills (the right kind), stands_in (a wrong one for an open slot), surplus"),
+        embedding=(None, "name of its token embedding as the runtime spells it"),
+    ),
+}
+
+SLOT = _fields(
+    kind=("", "encoder id the model was trained with"),
+    kinds=([], "every encoder id that is right"),
+    title=("", "its name in words"),
+    titles=([], "names of every encoder that is right"),
+    width=(None, "width this slot takes, null if the model does not tell"),
+    into=(None, "the model's fact that must equal the width"),
+    join=("none", "none, concat (with the other slots), pad (narrower is right)"),
+    total=(None, "for a joined input: width of all parts together"),
+    vocab=(None, "rows of the token embedding it must have"),
+    optional=(False, "whether the model runs without"),
+)
+
+ROUTE = _fields(
+    known=(False, "whether the runtime's routing of this encoder is known"),
+    given=(None, "the clip_type the user gave"),
+    usual=(None, "the clip_type usual for this model"),
+    recognised=(True, "whether the runtime has a clip_type of that name"),
+    fallback=(None, "the clip_type used for an unknown name"),
+    cls=(None, "class built for the type in force"),
+    usual_class=(None, "class built for the usual type"),
+    usual_width=(None, "width with the usual type"),
+    vocab=(None, "token rows that class expects"),
+    usual_vocab=(None, "token rows the usual class expects"),
+    parts=([], "encoders the class is made of, where several files are loaded together"),
+    together=(False, "whether several files are loaded together"),
+    checked=(True, "whether shapes are compared while loading"),
+)
+
+JUNCTION = _fields(
+    op=(None, "the operation that meets the other side first: rms_norm, layer_norm, linear, conv2d, conv3d, stats, …"),
+    module=(None, "its module"),
+    rows=(None, "rows of its weight (output features)"),
+    weight=([], "shape of its weight"),
+)
+
+LATENT_SIDE = {
+    **PART,
+    **_fields(
+        spaces=([], "names of the latent space it may have"),
+        channels=(None, "latent channels"),
+        ndim=(None, "rank of the latent, batch and channels counted"),
+        latent=("", "size of the latent of a 1024 x 1024 picture"),
+        frame=("", "the same without the time axis"),
+        stretched=("", "the same with a time axis of one"),
+    ),
+}
+
+DIFFUSION = {
+    **PART,
+    **_fields(
+        reading=(None, "the family this was judged as"),
+        holds_for=([], "the families it holds for"),
+        other_readings=([], "families of the same header it does not hold for"),
+        needed=([], "names of every encoder it needs"),
+        clip_type=(None, "ComfyUI's usual CLIP type for it"),
+    ),
+}
+
+#: What a rule may bind -> the variables its expressions see, and their fields.
+SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
+    "file": {
+        "file": _fields(name=("", "file name"), problem=("", "rule id of the problem"), message=("", "what is wrong")),
+    },
+    "component": {"component": PART},
+    "loading": {"component": PART, "loader": LOADER, "opens": LOADING},
+    "encoder": {
+        "encoder": ENCODER,
+        "diffusion": DIFFUSION,
+        "slot": SLOT,
+        "route": ROUTE,
+        "junction": JUNCTION,
+        "loader": LOADER,
+    },
+    "vae": {
+        "vae": LATENT_SIDE,
+        "diffusion": LATENT_SIDE,
+        "pair": _fields(
+            common=([], "latent spaces both may have"),
+            readings=([], "every latent space either may have"),
+            right=([], "names of the VAEs that fit"),
+        ),
+        "junction": JUNCTION,
+        "loader": LOADER,
+    },
+    "set": {
+        "diffusion": DIFFUSION,
+        "set": _fields(
+            encoders=(0, "encoders given for this model"),
+            missing=([], "names of the required encoders that are not there"),
+            missing_kinds=([], "their ids"),
+            given=([], "names of the encoder files given"),
+            required=(False, "whether the user or a workflow asks for encoders"),
+        ),
+    },
+    "role": {
+        "role": _fields(
+            name=("", "a role the user requires"), label=("", "in words"), present=(True, "whether the set has it")
+        ),
+    },
+}
+
+_CHAIN = re.compile(r"(?<![\w.\"'])([a-z_]\w*)((?:\s*\.\s*[a-z_]\w*\b(?!\s*\())+)", re.I)
+_STRINGS = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'")
+
+
+def unknown_field(kind: str, expression: str) -> tuple[str, str, int, dict[str, Field]] | None:
+    """The first `variable.field` of an expression that its subject does not have.
+
+    Returns (variable, field, offset in the expression, the fields there are), or None.
+    """
+    variables = SUBJECTS[kind]
+    text = _STRINGS.sub(lambda m: " " * len(m[0]), expression)
+    for match in _CHAIN.finditer(text):
+        fields = variables.get(match[1])
+        if fields is None:
+            continue
+        name = match[2].strip().removeprefix(".").strip().split(".")[0].strip()
+        if name not in fields:
+            return match[1], name, match.start(2) + match[2].index(name), fields
+    return None
+
+
+def blank(kind: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A subject of this kind with every field, as `given` sets them (unknown names raise KeyError)."""
+    subject: dict[str, Any] = {}
+    for variable, fields in SUBJECTS[kind].items():
+        subject[variable] = {name: copy.copy(field.default) for name, field in fields.items()}
+    for variable, values in (given or {}).items():
+        for name, value in values.items():
+            if name not in subject[variable]:
+                raise KeyError(f"{variable}.{name}")
+            subject[variable][name] = value
+    return subject
