@@ -234,6 +234,8 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
     clean = not match.missing and not match.mismatched
     for runtime, entry in (card.get("runtimes") or {}).items():
         name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
+        for condition, other in (entry.get("classes") or {}).items():
+            name = other if _true(condition, match.symbols) else name
         if not name:
             continue
         layouts = entry.get("layouts") or (["native", "gguf"] if runtime != "diffusers" else ["diffusers", "hf"])
@@ -241,6 +243,15 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         whole = all(match.options.get(fact) for fact in entry.get("needs") or ())
         out[runtime] = name if reads and clean and whole else None
     return out
+
+
+def _true(condition: str, symbols: Mapping[str, int]) -> bool:
+    from compatkit.knowledge.expr import parse
+
+    try:
+        return bool(evaluate(parse(condition), symbols))
+    except KeyError:
+        return False
 
 
 def evidence(match: Match, unpacked: Unpacked, knowledge: Knowledge) -> tuple[str, ...]:
