@@ -42,3 +42,16 @@ def expected_shapes(
         if options.get(fact):
             out.update(dict.fromkeys(marks, ()))
     return out
+
+
+def example_shapes(document: Mapping[str, Any], layout: str | None = None) -> dict[str, tuple[int, ...]]:
+    """The tensors of a family at the size of its first example; free sides are 1.
+
+    Raises:
+        KeyError: the family has no such layout.
+    """
+    example = document["example"]
+    shapes = expected_shapes(
+        document, layout or next(iter(document["layouts"])), example.get("symbols", {}), example.get("options", {})
+    )
+    return {n: tuple(1 if side is None else side for side in shape or ()) for n, shape in shapes.items()}
