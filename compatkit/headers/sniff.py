@@ -133,7 +133,7 @@ def _old_ggml(source: Source, head: bytes) -> HeaderError | None:
 def _pickle(source: Source, head: bytes) -> HeaderError | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         # torch before 1.6 wrote this number first
-        torch = head[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P"
+        torch = head[2:13] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P"
         what = (
             "a torch checkpoint of the old kind (a row of pickles)"
             if torch

@@ -198,7 +198,7 @@ def _by_index(source: Source, weight_map: dict[str, str], about: dict[str, Any])
         data = sum(t.nbytes for tensors in inside.values() for t in tensors.values())
         if size != data:
             # no loader reads it, and writers of tied weights get it wrong
-            message = f"its index gives the data {size:,} bytes, the shards hold {data:,}"
+            message = f"its index promises {counted(size, 'byte')} of data, the shards hold {data:,}"
             whole.mismatch(message, level="info", total_size=size, data=data)
     return whole.header()
 

@@ -216,7 +216,11 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(8), "file/big-endian", "a GGUF v3 for big-endian"),
     "2^60 tensors": (padded(start(tensors=1 << 60)), "file/corrupt", "bytes 8..16 claim 1,152,921,504,606,846,976"),
     "2^60 keys": (padded(start(keys=1 << 60)), "file/corrupt", "bytes 16..24 claim"),
-    "more tensors than bytes": (padded(start(tensors=1000)), "file/truncated", "1,000 tensors take at least 24,000 bytes"),
+    "more tensors than bytes": (
+        padded(start(tensors=1000)),
+        "file/truncated",
+        "1,000 tensors take at least 24,0",
+    ),
     "key of 2^62 bytes": (
         padded(start(keys=1) + struct.pack("<Q", 1 << 62), 64),
         "file/corrupt",
