@@ -14,7 +14,7 @@ from compatkit.checks.subject import Builder, Subject
 from compatkit.checks.verdict import headline, identified, pending, verdict
 from compatkit.knowledge.cel import CelError
 from compatkit.knowledge.protocol import Rules
-from compatkit.vocabulary import LEVELS, FileProblem, Finding, NotChecked, Report, Runtime, Stack
+from compatkit.vocabulary import LEVELS, Finding, NotChecked, Report, Runtime, Stack
 
 _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "file": lambda b: _files(b),
@@ -130,10 +130,10 @@ def _blocked(builder: Builder, rules: Any) -> list[NotChecked]:
 
 
 def _files(builder: Builder) -> None:
-    seen: set[tuple[str, FileProblem]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for part in builder.parts:
         for problem in part.component.problems:
-            key = (part.component.source, problem._replace(evidence={}))
+            key = (part.component.source, problem.rule, problem.message)
             if key in seen:
                 continue
             seen.add(key)

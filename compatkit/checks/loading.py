@@ -127,6 +127,8 @@ def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> 
     if part.fields["format"] != "gguf":
         return {"architecture": "none"}
     role = "text_encoder" if part.role == "llm" else part.role
+    if role not in (table.get("formats") or {role: ()}):
+        return {"architecture": "none"}  # it opens no such file at all
     name = part.fields["architecture"]
     compatible = table.get("compatible") or {}
     if name is None or name in (compatible.get("names") or ()):
