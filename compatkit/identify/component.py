@@ -255,13 +255,19 @@ def _true(condition: str, symbols: Mapping[str, int]) -> bool:
 
 
 def evidence(match: Match, unpacked: Unpacked, knowledge: Knowledge) -> tuple[str, ...]:
-    """The telling tensors with their shapes."""
-    index = knowledge.index
-    telling = [n for n, numbers in index["names"].items() if n in match.matched and _names(index, numbers, match)]
-    out = []
-    for name in sorted(telling, key=lambda n: (-len(_shape(unpacked, match.prefix + n)), n))[:_EVIDENCE]:
-        out.append(f"{name} {list(_shape(unpacked, match.prefix + name))}")
-    return tuple(out)
+    """The tensors that decided: where the family's fixed sizes and its inputs' widths were read, then telling names."""
+    document = knowledge.grammar(match.family)
+    bind = document["layouts"][match.layout]["bind"]
+    inputs = [e["into"] for e in document["card"].get("text_encoders") or [] if "into" in e]
+    names: list[str] = []
+    for symbol in [*inputs, *document["where"]]:
+        places = [p for p in bind.get(symbol, ()) if p[0] in match.matched]
+        if places:
+            names.append(max(places, key=lambda p: p[2])[0])
+    if len(names) < _EVIDENCE:
+        index = knowledge.index
+        names += sorted(n for n, g in index["names"].items() if n in match.matched and _names(index, g, match))
+    return tuple(f"{n} {list(_shape(unpacked, match.prefix + n))}" for n in list(dict.fromkeys(names))[:_EVIDENCE])
 
 
 def _names(index: Mapping[str, Any], numbers: list[int], match: Match) -> bool:

@@ -1,0 +1,131 @@
+"""inspect, explain, rules, schema, demo as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.support.files import write_safetensors
+
+from .conftest import ROOT, Run
+from .test_check import validate
+
+
+def test_inspect_says_what_it_is_with_evidence(run: Run, model: Callable[..., Path]) -> None:
+    done = run("inspect", model("x.safetensors", "z_image_turbo"))
+    assert done.returncode == 0
+    for word in ("Z-Image-Turbo", "6.15 B", "hidden_size 3840", "latent_space flux1", "[3840, 2560]"):
+        assert word in done.stdout
+
+
+def test_inspect_json_is_the_contract(run: Run, model: Callable[..., Path]) -> None:
+    document = json.loads(run("inspect", model("x.safetensors", "z_image_turbo"), "--format", "json").stdout)
+    validate(document, "inspect")
+    component = document["components"][0]
+    assert component["parameters"] == 6154908736
+    assert component["also"] == ["z_image_base"]
+    assert component["key_groups"]["layers"] == 390
+    assert component["loads_as"]["comfyui"] == "ZImage"
+    assert component["facts"]["latent_ndim"] == 4
+
+
+def test_inspect_of_a_file_that_is_no_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html><title>Sign in</title></html>")
+    done = run("inspect", "page.safetensors")
+    assert done.returncode == 1
+    assert "file/web-page" in done.stdout
+    assert run("inspect", "page.safetensors", "missing.gguf").returncode == 1
+    assert run("inspect", "missing.gguf").returncode == 2
+
+
+def test_inspect_markdown_escapes_names(run: Run, model: Callable[..., Path]) -> None:
+    path = model("a|b](javascript:x)`.safetensors", "flux1_vae")
+    text = run("inspect", path, "--format", "markdown").stdout
+    assert "``a\\|b](javascript:x)`.safetensors``" in text
+
+
+@pytest.mark.parametrize("name", ["encoder/width", "vae/latent-space", "z_image_turbo", "z_image_base", "qwen3_4b"])
+def test_explain(run: Run, name: str) -> None:
+    done = run("explain", name)
+    assert done.returncode == 0
+    assert done.stdout.startswith(name)
+
+
+def test_explain_shows_a_failing_and_a_passing_example_and_the_fix(run: Run) -> None:
+    text = run("explain", "encoder/width").stdout
+    for heading in ("Must hold", "Says", "Fix", "Fails", "Passes"):
+        assert heading in text
+
+
+def test_explain_of_an_unknown_name_offers_the_nearest(run: Run) -> None:
+    done = run("explain", "encoder/widht")
+    assert done.returncode == 2
+    assert "encoder/width" in done.stderr
+
+
+def test_schema_is_valid(run: Run) -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads(run("schema").stdout))
+
+
+def test_demo_gives_both_answers_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("demo", env={"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL (" in done.stdout
+    assert "PASS (" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rules_list_and_stats(run: Run) -> None:
+    assert "encoder/width" in run("rules", "list").stdout
+    assert "median" in run("rules", "list", "--stats").stdout
+
+
+def test_rules_test_of_one_family(run: Run) -> None:
+    done = run("rules", "test", "z_image_turbo")
+    assert done.returncode == 0
+    assert "0 failures" in done.stdout
+
+
+def test_a_users_rules_are_used_and_a_bad_one_is_refused_with_its_place(run: Run, tmp_path: Path) -> None:
+    families = tmp_path / "mine" / "families"
+    families.mkdir(parents=True)
+    tensors = {f"stages.{i}.mix.weight": ("BF16", (96, 96)) for i in range(9)} | {"stem.weight": ("BF16", (96, 12))}
+    path = tmp_path / "newcomer.safetensors"
+    write_safetensors(path, tensors)
+    assert run("inspect", path).returncode == 3
+    drafted = run("rules", "draft", path, "--id", "newcomer").stdout
+    (families / "newcomer.yaml").write_text(drafted)
+    assert run("rules", "test", "newcomer", "--rules", "mine").returncode == 0
+    document = json.loads(run("inspect", path, "--rules", "mine", "--format", "json").stdout)
+    assert document["components"][0]["family"] == "newcomer"
+    (families / "newcomer.yaml").write_text("id: newcomer\nrole: difusion\ntensors: {a: [1]}\n")
+    done = run("check", path, "--rules", "mine")
+    assert done.returncode == 2
+    assert "newcomer.yaml:2:" in done.stderr
+    assert "diffusion" in done.stderr
+
+
+def test_version_and_help_are_quick_to_say(run: Run) -> None:
+    assert run("--version").stdout.startswith("compatkit")
+    assert "Exit codes" in run("--help").stdout
+    done = run("chek")
+    assert done.returncode == 2
+    assert "check" in done.stderr
+
+
+def test_the_python_functions(model: Callable[..., Path]) -> None:
+    import compatkit
+
+    path = model("x.safetensors", "z_image_turbo")
+    assert compatkit.inspect(path)[0].family == "z_image_turbo"
+    assert compatkit.check([path]).verdict == "pass"
+
+
+def test_nothing_is_left_in_the_working_tree_by_a_run() -> None:
+    done = subprocess.run(["git", "status", "--porcelain", "--ignored", "rules"], cwd=ROOT, capture_output=True, text=True)
+    assert all(".compiled" in line or not line.startswith("!!") for line in done.stdout.splitlines())
