@@ -194,7 +194,8 @@ def _run_probes(pattern: Pattern, runs: dict[str, list[Any]]) -> None:
             probe = [pattern.format, starts, position, start, step]
             if step == 1 and probes and probes[0][4] != 1:
                 probes.clear()
-            if len(probes) < _BINDERS and (step == 1 or not probes or probes[0][4] != 1):
+            same_start = sum(p[3] == start for p in probes)  # interleaved runs end with the one that starts last
+            if (len(probes) < _BINDERS or (step > 1 and same_start < 2)) and (step == 1 or not probes or probes[0][4] != 1):
                 probes.append(probe)
 
 
