@@ -236,15 +236,15 @@ def _own_lines(
 ) -> list[Line]:
     for source, part in chain:
         expansion.complain = source.error
-        for key in ("tensors", "add"):
-            if key in part:
-                expansion.tree(part[key], (key,))
-        if part.get("drop"):
+        if part.get("drop"):  # of what the base has: what this file adds may have the same names
             drop = [keymap.Matcher(str(d)) for d in part["drop"]]
             before = len(expansion.lines)
             expansion.lines = [x for x in expansion.lines if not any(d.match(x.pattern.format) for d in drop)]
             if len(expansion.lines) == before:
                 raise source.error(("drop",), "drops nothing: no name of the base matches")
+        for key in ("tensors", "add"):
+            if key in part:
+                expansion.tree(part[key], (key,))
     expansion.complain = file.error
     for fact, tree in (data.get("optional") or {}).items():
         expansion.tree(tree, ("optional", fact), group=expansion.group(fact=str(fact)))
