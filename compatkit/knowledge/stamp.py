@@ -14,6 +14,7 @@ def stamp(root: Path) -> list[list[Any]]:
     """Path, size and modification time of every rule file: equal stamps mean an unchanged folder."""
     out: list[list[Any]] = []
     stack = [str(root)]
+    head = len(str(root)) + 1
     while stack:
         with os.scandir(stack.pop()) as entries:
             for entry in entries:
@@ -23,5 +24,5 @@ def stamp(root: Path) -> list[list[Any]]:
                     stack.append(entry.path)
                 elif entry.name.endswith(".yaml"):
                     info = entry.stat()
-                    out.append([os.path.relpath(entry.path, root), info.st_size, info.st_mtime_ns])
+                    out.append([entry.path[head:], info.st_size, info.st_mtime_ns])
     return sorted(out)
