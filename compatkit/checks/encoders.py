@@ -93,7 +93,7 @@ def _subjects(builder: Builder, diffusion: Part, seating: Seating, fields: dict[
             "diffusion": fields,
             "slot": slot,
             "route": route,
-            "junction": junction_fields(seating.card, slot["into"], diffusion.component.facts),
+            "junction": junction_fields(seating.card, slot["into"], diffusion, slot["total"]),
             "loader": loader.fields(),
         }
         builder.add(Subject("encoder", (diffusion.index, part.index), values, loader))

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compatkit.checks.parts import Part
 
-def junction_fields(card: Mapping[str, Any], name: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A junction of a card as rules see it, its symbols replaced by the facts of the file."""
+
+def junction_fields(card: Mapping[str, Any], name: str | None, part: Part, takes: int | None) -> dict[str, Any]:
+    """A junction of a card as rules see it; its weight from the card with the file's facts, else from the file.
+
+    `takes` is the width or the channels it takes: a weight that says otherwise (a packed one) is not shown.
+    """
     entry = (card.get("junctions") or {}).get(name or "")
     if not isinstance(entry, Mapping):
         return {}
-    weight = [_side(side, facts) for side in entry.get("weight") or ()]
-    if any(side is None for side in weight):
+    weight: list[Any] = [_side(side, part) for side in entry.get("weight") or ()]
+    if not weight or None in weight:
+        weight = _in_file(entry.get("module"), part)
+    if len(weight) < 2 or takes not in weight[1:2]:
         weight = []
     return {
         "op": entry.get("op"),
@@ -22,6 +29,12 @@ def junction_fields(card: Mapping[str, Any], name: str | None, facts: Mapping[st
     }
 
 
-def _side(side: Any, facts: Mapping[str, Any]) -> int | None:
-    value = facts.get(side) if isinstance(side, str) else side
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _side(side: Any, part: Part) -> int | None:
+    if isinstance(side, str):
+        return part.number(side)
+    return side if isinstance(side, int) and not isinstance(side, bool) else None
+
+
+def _in_file(module: Any, part: Part) -> list[int]:
+    tensor = part.component.tensors.get(f"{part.component.prefix}{module}.weight")
+    return list(tensor.shape) if tensor else []

@@ -23,12 +23,12 @@ class Subject:
     values: Mapping[str, Mapping[str, Any]]
     loader: Loader | None = None
     problem: FileProblem | None = None
-    _plain: dict[str, Any] | None = None
+    _plain: cel.Facts | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> cel.Facts:
         """Every field, as values CEL takes."""
         if self._plain is None:
-            self._plain = cel.plain(blank(self.kind, self.values))
+            self._plain = cel.Facts(cel.plain(blank(self.kind, self.values)))
         return self._plain
 
 

@@ -50,7 +50,7 @@ def _pair(builder: Builder, diffusion: Part, vae: Part) -> None:
                 "readings": list(dict.fromkeys([*ours["spaces"], *theirs["spaces"]])),
                 "right": [title_of(builder.rules, f"{s}_vae") for s in ours["spaces"]],
             },
-            "junction": junction_fields(vae.card, "latent_in", vae.component.facts),
+            "junction": junction_fields(vae.card, "latent_in", vae, theirs["channels"]),
             "loader": loader.fields(),
         }
         builder.add(Subject("vae", (diffusion.index, vae.index), values, loader))

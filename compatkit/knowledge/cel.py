@@ -55,13 +55,26 @@ def check(expression: str, variables: Iterable[str]) -> str:
     return str(_program(expression, tuple(sorted(variables))).return_type().name())
 
 
+class Facts(dict[str, Any]):
+    """Plain values under the names of their variables, handed to CEL once for all expressions about them."""
+
+    activation: Any = None
+
+
 def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
-    """The value of an expression over plain values.
+    """The value of an expression over plain values (`Facts`, if more than one expression looks at them).
 
     Raises:
         CelError: it does not compile, or has no value for these facts.
     """
-    result = _program(expression, tuple(sorted(values))).eval(data=dict(values))
+    variables = tuple(sorted(values))
+    program = _program(expression, variables)
+    if isinstance(values, Facts):
+        if values.activation is None:
+            values.activation = _environment(variables).Activation(dict(values))
+        result = program.eval(values.activation)
+    else:
+        result = program.eval(data=dict(values))
     if result.type().name() == "ERROR":
         raise CelError(str(result.value()).removeprefix("INVALID_ARGUMENT: "))
     return result.plain_value()

@@ -58,7 +58,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         {"op": "rms_norm", "module": "cap_embedder.0"},
     ),
     "lumina2": _dit(
-        "Lumina Image 2.0", "flux1", [{"kind": "gemma2_2b", **_CTX}], "lumina2", {"op": "rms_norm", "module": "cap_embedder.0"}
+        "Lumina Image 2.0", "flux1", [{"kind": "gemma2_2b", **_CTX}], "lumina2", {"op": "rms_norm"}
     ),
     "flux2_klein_4b": _dit(
         "FLUX.2 klein 4B", "flux2", [{"kind": "qwen3_4b", "taps": 3, **_CTX}], "flux2",
