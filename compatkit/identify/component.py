@@ -241,8 +241,14 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         layouts = entry.get("layouts") or (["native", "gguf"] if runtime != "diffusers" else ["diffusers", "hf"])
         reads = match.layout in layouts or (own and "native" in layouts)
         whole = all(match.options.get(fact) for fact in entry.get("needs") or ())
-        out[runtime] = name if reads and clean and whole else None
+        placed = match.prefix in entry.get("prefixes", (match.prefix,)) or not _alone(match.prefix, header)
+        out[runtime] = name if reads and clean and whole and placed else None
     return out
+
+
+def _alone(prefix: str, header: Header) -> bool:
+    """Whether the file holds nothing but what stands under `prefix`."""
+    return all(name.startswith(prefix) for name in header.tensors)
 
 
 def _true(condition: str, symbols: Mapping[str, int]) -> bool:
