@@ -48,7 +48,7 @@ def medians(commands: dict[str, list[str]], env: dict[str, str], rounds: int) ->
 def main() -> None:
     """Print the table."""
     knowledge = load()
-    env = {**os.environ, "COMPATKIT_CACHE": "off"}
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder:
         dit, encoder = Path(folder) / "dit.gguf", Path(folder) / "encoder.gguf"
         write_gguf(dit, example_shapes(knowledge.grammar("z_image_turbo")), "Q5_K", {"general.architecture": "lumina2"})

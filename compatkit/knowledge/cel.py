@@ -7,6 +7,7 @@ strings, numbers and booleans; `plain` makes such values of anything a header ma
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -80,17 +81,21 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
     return _plain_value(result)
 
 
-#: cel-expr-python 0.1.3 gives back one reference too many for every null it converts; below Python 3.12 that ends the
-#: process ("deallocating None") after a few thousand. Each null in this list holds one reference more.
-_owed: list[None] = []
-
-
 def _plain_value(result: Any) -> Any:
+    """The value as Python's own types.
+
+    cel-expr-python 0.1.3 gives back one reference too many for every null it converts; below Python 3.12 that ends the
+    process ("deallocating None") after a few thousand. So a null is not converted, and nulls inside are paid for.
+    """
     if result.type().name() == "NULL":
         return None
     value = result.plain_value()
-    if isinstance(value, (list, dict)):
-        _owed.extend([None] * _nulls(value))
+    nulls = _nulls(value) if isinstance(value, (list, dict)) else 0
+    if nulls and sys.version_info < (3, 12):
+        import ctypes
+
+        for _ in range(nulls):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(None))
     return value
 
 
