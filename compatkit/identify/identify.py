@@ -59,7 +59,7 @@ def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str
         if role and knowledge.members()[trial.family]["role"] != role:
             continue
         document = knowledge.grammar(trial.family)
-        refusal = _metadata_refuses(document["metadata"], header)
+        refusal = _metadata_refuses(document["metadata"], header, trial.layout == next(iter(document["layouts"])))
         if refusal:
             continue
         match = Solver(document, trial.layout, views[trial.prefix]).solve()
@@ -67,14 +67,17 @@ def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str
     return out
 
 
-def _metadata_refuses(wanted: dict[str, Any], header: Header) -> str:
-    """Metadata breaks ties only: a key that is absent refuses nothing, unless the family exists through it alone."""
+def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) -> str:
+    """Metadata breaks ties only: a key that is absent refuses nothing, unless the family exists through it alone.
+
+    That (`key!`) holds for the family's own layout; another one may have names that tell.
+    """
     for key, value in wanted.items():
         required = key.endswith("!")
         found = _metadata_value(header, key.rstrip("!"))
         values = value if isinstance(value, list) else [value]
         if found is None:
-            if required:
+            if required and own_layout:
                 return f"needs metadata {key}"
         elif found not in values:
             return f"metadata {key} is {found!r}"
