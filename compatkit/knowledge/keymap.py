@@ -6,7 +6,7 @@ A map is a list of operations, each anchored on whole segments of a name:
     - split:  {from: "**.attention.qkv", to: ["**.attention.to_q", "**.attention.to_k", "**.attention.to_v"]}
     - fuse:   {from: ["**.q", "**.k"], to: "**.qk"}
     - drop:   ["**.rope.freqs"]          # own tensors that this layout has not
-    - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only)
+    - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only); `{name: rows}`: only where it has them
     - reshape: {"**.proj_in.weight": [o, i]}
     - squeeze: ["**.attn.q.weight"]      # trailing sides of 1 go: a 1x1 convolution written as a linear
     - add:    {tree}                     # tensors only this layout has
@@ -63,9 +63,13 @@ class Matcher:
         self.anywhere = segments[0] == "**"
         self.segments = segments[1:] if self.anywhere else segments
         self.regexes = [_segment_regex(s) for s in self.segments]
+        #: The longest segment without braces: a name that does not hold it is not looked at further.
+        self.needle = max((s for s in self.segments if "{" not in s and s != "*"), key=len, default="")
 
     def match(self, name: str) -> tuple[str, dict[str, str], str] | None:
         """(leading text, captures, trailing text) of the first match, or None. Index runs are `%d` in `name`."""
+        if self.needle not in name:
+            return None
         parts = name.split(".")
         width = len(self.segments)
         for at in range(len(parts) - width + 1) if self.anywhere else (0,):
@@ -147,13 +151,7 @@ def apply(
                 matchers = [Matcher(str(p)) for p in argument]
                 mapped = [m for m in mapped if not any(x.match(m.line.pattern.format) for x in matchers)]
             elif kind == "swap":
-                matchers = [Matcher(str(p)) for p in argument]
-                mapped = [
-                    replace(m, origin=replace(m.origin, how="swap"))
-                    if any(x.match(m.line.pattern.format) for x in matchers)
-                    else m
-                    for m in mapped
-                ]
+                mapped = [replace(m, origin=replace(m.origin, how="swap")) if _swaps(argument, m) else m for m in mapped]
             elif kind == "squeeze":
                 for source in argument:
                     mapped = _squeeze(Matcher(str(source)), mapped)
@@ -171,6 +169,17 @@ def _named(line: Line, name: str) -> Line:
     if name.count("%d") != line.pattern.format.count("%d"):
         raise ExprError(f"{name!r} must keep every index of {line.pattern.format!r}")
     return replace(line, pattern=Pattern(name, line.pattern.ranges))
+
+
+def _swaps(argument: list[Any], m: Mapped) -> bool:
+    """Whether a line is one of those to swap: by its name, and by its rows where an entry is `{name: rows}`."""
+    for entry in argument:
+        for name, rows in entry.items() if isinstance(entry, Mapping) else [(entry, None)]:
+            if Matcher(str(name)).match(m.line.pattern.format):
+                first = m.line.shapes[0][0] if m.line.shapes and m.line.shapes[0] else None
+                if rows is None or first == parse(rows):
+                    return True
+    return False
 
 
 def _rename(matcher: Matcher, target: str, mapped: list[Mapped]) -> list[Mapped]:
