@@ -244,7 +244,7 @@ def _choose(plain: Mapping[str, int], seen: Counter[str], given: list[str]) -> l
 
 def _gates(family: Family, layout: Layout) -> list[Any]:
     """Quick refusals: `[name, axis, rank, allowed]` reads one side, `[format, indexes, position, allowed]` counts a run."""
-    direct, _, runs = binders(layout.lines)
+    direct, _, runs = binders(layout.lines) if family.where else ({}, [], {})
     gates: list[Any] = []
     for symbol, allowed in family.where.items():
         if symbol in direct:

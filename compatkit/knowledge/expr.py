@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 #: A compiled expression: int | symbol name | [operator, operand, …].
@@ -40,11 +41,15 @@ def parse(text: str | int, substitute: Mapping[str, Expr] | None = None) -> Expr
         return int(text)
     if isinstance(text, int):
         return text
+    return _compile(_tree(str(text).strip()), substitute or {}, str(text))
+
+
+@lru_cache(maxsize=4096)
+def _tree(text: str) -> ast.expr:
     try:
-        tree = ast.parse(str(text).strip(), mode="eval").body
+        return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
         raise ExprError(f"{text!r} is not an expression") from None
-    return _compile(tree, substitute or {}, str(text))
 
 
 def _compile(node: ast.expr, sub: Mapping[str, Expr], text: str) -> Expr:

@@ -62,39 +62,33 @@ class Matcher:
         segments = text.split(".")
         self.anywhere = segments[0] == "**"
         self.segments = segments[1:] if self.anywhere else segments
-        self.regexes = [_segment_regex(s) for s in self.segments]
-        #: The longest segment without braces: a name that does not hold it is not looked at further.
-        self.needle = max((s for s in self.segments if "{" not in s and s != "*"), key=len, default="")
+        inside = r"\.".join(_segment_regex(s) for s in self.segments)
+        lead = r"(?:(?P<_lead>.+?)\.)?" if self.anywhere else "(?P<_lead>)"
+        self.regex = re.compile(rf"{lead}{inside}(?:\.(?P<_trail>.+))?")
+        #: A name that does not hold this text (start with it, if `**` does not lead) is not looked at further.
+        plain = [s for s in self.segments if "{" not in s and s != "*"]
+        self.needle = max(plain, key=len, default="") if self.anywhere else re.split(r"[{*]", text)[0]
 
     def match(self, name: str) -> tuple[str, dict[str, str], str] | None:
         """(leading text, captures, trailing text) of the first match, or None. Index runs are `%d` in `name`."""
-        if self.needle not in name:
+        if not (self.needle in name if self.anywhere else name.startswith(self.needle)):
             return None
-        parts = name.split(".")
-        width = len(self.segments)
-        for at in range(len(parts) - width + 1) if self.anywhere else (0,):
-            if len(parts) < width:
-                return None
-            captures: dict[str, str] = {}
-            for regex, part in zip(self.regexes, parts[at : at + width], strict=True):
-                found = regex.fullmatch(part)
-                if not found:
-                    break
-                captures.update(found.groupdict())
-            else:
-                lead, trail = ".".join(parts[:at]), ".".join(parts[at + width :])
-                return lead, captures, trail
-        return None
+        found = self.regex.fullmatch(name)
+        if not found:
+            return None
+        captures = found.groupdict()
+        lead, trail = captures.pop("_lead"), captures.pop("_trail")
+        return lead or "", captures, trail or ""
 
 
-def _segment_regex(segment: str) -> re.Pattern[str]:
+def _segment_regex(segment: str) -> str:
     if segment == "*":
-        return re.compile(r"(?P<_star>[^.]+)")
+        return r"(?P<_star>[^.]+)"
     out, position = "", 0
     for token in _TOKEN.finditer(segment):
         out += re.escape(segment[position : token.start()]) + rf"(?P<{token[1].strip()}>\d+|%d)"
         position = token.end()
-    return re.compile(out + re.escape(segment[position:]))
+    return out + re.escape(segment[position:])
 
 
 def render(to: str, lead: str, captures: Mapping[str, str], trail: str) -> str:

@@ -54,7 +54,7 @@ def load(path: Path) -> RuleFile:
         raise RuleFileError(path, 1, 1, f"not UTF-8 text (byte {e.start})") from None
     positions: Positions = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         data = _build(node, (), positions, path) if node is not None else {}
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
@@ -64,6 +64,8 @@ def load(path: Path) -> RuleFile:
 
 
 _scalars = yaml.SafeLoader("")
+#: libyaml's parser where PyYAML was built with it: six times as fast, the same documents.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _build(node: yaml.Node, where: tuple[Hashable, ...], positions: Positions, path: Path) -> Any:
