@@ -63,8 +63,7 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
 
 
 def _loaders(wanted: Sequence[Runtime], every: Sequence[Part], rules: Rules) -> list[Loader]:
-    usual = [name for p in every if p.role == "diffusion" for name in (p.card.get("runtimes") or {})]
-    usual += [name for p in every for name in (p.card.get("runtimes") or {})]
+    usual = [n for p in every if p.role == "diffusion" for n, entry in (p.card.get("runtimes") or {}).items() if entry]
     return loaders(wanted, rules, usual)
 
 

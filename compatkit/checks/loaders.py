@@ -12,6 +12,8 @@ from compatkit.vocabulary import Runtime
 
 _NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 _COMMIT = re.compile(r"[0-9a-f]{6,40}\Z")
+#: The runtime of a set whose families name none.
+DEFAULT = "comfyui"
 #: Names that mean "the newest version there is".
 NEWEST = frozenset({"latest", "main", "master", "head", "nightly"})
 
@@ -52,7 +54,8 @@ class Loader:
 def loaders(wanted: Sequence[Runtime], rules: Rules, usual: Sequence[str] = ()) -> list[Loader]:
     """The runtimes to judge for. A helper (`part_of`) that the user names only fixes its version.
 
-    Without any, the first runtime of `usual` that the rules know, else the default one.
+    Without any, the first runtime of `usual` that the rules know, else the default one; if the rules know no runtime at
+    all, one about which nothing is known.
 
     Raises:
         KeyError: a runtime the rules do not know.
@@ -66,12 +69,15 @@ def loaders(wanted: Sequence[Runtime], rules: Rules, usual: Sequence[str] = ()) 
         if name not in names:
             names.append(name)
     if not names:
-        names = [_default(rules, usual)]
-    return [_loader(name, rules, versions) for name in names if name]
+        usual_one = _default(rules, usual)
+        if not usual_one:
+            return [Loader("any", {})]
+        names = [usual_one]
+    return [_loader(name, rules, versions) for name in names]
 
 
 def _default(rules: Rules, usual: Sequence[str]) -> str:
-    for name in usual:
+    for name in (*usual, DEFAULT):
         try:
             table = rules.runtime(name)
         except KeyError:

@@ -36,6 +36,8 @@ def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
     """What could not be told about a loader the user asked for."""
     name = part.fields["name"]
     out = []
+    if opens["supported"] == "unknown":
+        out.append(f"whether {loader.label} runs {part.fields['title']} is not known")
     if opens["architecture"] == "unknown":
         version = loader.for_format("gguf")[1]
         out.append(f"which architectures {loader.name} accepts at {version} is not known, so neither is {name}")
@@ -56,12 +58,13 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
     entry = _entry(part, loader, table)
     since = entry.get("since")
     out: dict[str, Any] = {
+        "supported": _supported(part, loader),
         "format": _format(part, loader, table),
         "layout": _layout(part, loader, entry),
         "family": at_least(loader.version, str(since) if since else None, loader.table),
         "family_since": since,
         "becomes": entry.get("class") or entry.get("te_model") or entry.get("vae_class"),
-        **_prefix(part, table),
+        **_prefix(part, table, entry),
         **_architecture(part, table, version),
         **_scheme(part, loader, rules),
         **_types(part, table),
@@ -110,14 +113,22 @@ def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
     return "yes" if any(f in families for f in part.component.families) else "no"
 
 
-def _prefix(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+def _supported(part: Part, loader: Loader) -> str:
+    """Whether the family's card names the runtime: null there means that it has no such model."""
+    runtimes = part.card.get("runtimes") or {}
+    if loader.name in runtimes:
+        return "yes" if runtimes[loader.name] is not None else "no"
+    return "unknown" if part.role == "diffusion" and loader.table else "yes"
+
+
+def _prefix(part: Part, table: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     role = "text_encoder" if part.role == "llm" else part.role
     prefix = part.fields["prefix"]
     if part.bundled:
         known = (table.get("checkpoint_prefixes") or {}).get(role)
         fits = known is None or any(prefix == p or (p.endswith("*") and prefix.startswith(p[:-1])) for p in known)
     else:
-        known = (table.get("prefixes") or {}).get(role)
+        known = entry.get("prefixes") or (table.get("prefixes") or {}).get(role)
         fits = known is None or prefix in known
     shown = [p or "none" for p in known or ()]
     return {"prefix": "yes" if fits else "no", "prefixes": shown}

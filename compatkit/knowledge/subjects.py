@@ -61,6 +61,7 @@ LOADER = _fields(
 )
 
 LOADING = _fields(
+    supported=("yes", "whether it has this model at all: yes, no, unknown"),
     format=("yes", "whether it opens files of this format for this role: yes, no, unknown"),
     layout=("yes", "whether it reads this layout of this family: yes, no, unknown"),
     prefix=("yes", "whether it strips this prefix: yes, no, unknown"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compatkit.checks import judge
-from compatkit.vocabulary import Stack
+from compatkit.vocabulary import Runtime, Stack
 from tests.checks.fake import FAMILIES, FakeRules, check, component, gguf, rules_of
 
 KLEIN = "flux2_klein_4b"
@@ -197,3 +197,14 @@ def test_a_vae_has_no_gguf_loader_and_some_types_no_decoder() -> None:
     assert rules_of(check(odd), "error") == ["quant/type-unsupported"]
     slow = component("z_image_turbo", "z.gguf", dtypes={"IQ2_XS": 3}, metadata={"general.architecture": "lumina2"})
     assert rules_of(check(slow), "info") == ["quant/slow-type"]
+
+
+def test_a_runtime_without_the_model_is_told_and_one_nobody_described_leaves_it_open() -> None:
+    runtimes = {"comfyui": {"class": "X"}, "diffusers": None}
+    families = {**FAMILIES, "sdxl": {**FAMILIES["sdxl"], "runtimes": runtimes}}
+    for wanted, verdict in (("comfyui", "pass"), ("diffusers", "fail"), ("sd.cpp", "unknown")):
+        report = judge(Stack((component("sdxl"),), (Runtime(wanted),)), FakeRules(families))
+        assert report.verdict == verdict
+    assert rules_of(judge(Stack((component("sdxl"),), (Runtime("diffusers"),)), FakeRules(families)), "error") == [
+        "loader/model-unsupported"
+    ]
