@@ -128,7 +128,8 @@ class Component:
     """One model found in a source.
 
     `family` is the oldest of header-identical families, the others stand in `also`; `None` means unknown.
-    `names` maps the tensor names of this component (as in the file) to their `Tensor`.
+    `tensors` are those of this component, under their names in the file. `declared` is what a config beside the file
+    says of it: "class", and for a part of a diffusers folder "part", "pipeline".
     """
 
     source: str
@@ -156,6 +157,7 @@ class Component:
     title: str = ""
     reason: str = ""
     assumed: bool = False
+    declared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from compatkit.headers import open_header
 from compatkit.identify.identify import identify
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.naming import shown
+from compatkit.stacks import folder
 from compatkit.vocabulary import Component, FileProblem, HeaderError, Quantization, SourceError
 
 #: Roles a user may force.
@@ -54,8 +55,6 @@ def _refuse_unsupported(source: str) -> None:
     lower = source.lower()
     if lower.endswith(".toml"):
         raise SourceError(f"{shown(source)}: stack files are not supported yet; name the model files themselves")
-    if os.path.isdir(source):
-        raise SourceError(f"{shown(source)} is a folder: folders are not supported yet; name the model files in it")
     if lower.endswith(".json") and not lower.endswith(".index.json") and os.path.isfile(source):
         raise SourceError(
             f"{shown(source)}: workflows and configs are not supported yet; name the model files (or a "
@@ -92,11 +91,27 @@ def opened(request: Request, knowledge: Knowledge) -> list[Component]:
     Raises:
         SourceError: there is no such file, or it may not be read.
     """
+    if os.path.isdir(request.source):
+        return _folder(request, knowledge)
     try:
         header = open_header(request.source)
     except HeaderError as e:
         return [unreadable(request, e.problem)]
     return identify(header, knowledge, force_role=request.role, assume=request.assume)
+
+
+def _folder(request: Request, knowledge: Knowledge) -> list[Component]:
+    """Every part of a diffusers folder, with what the folder's configs declare."""
+    out = []
+    for part in folder.parts(request.source):
+        if part.weights is None:
+            out.append(unreadable(Request(os.path.join(request.source, part.name)), part.problems[-1]))
+            continue
+        for component in opened(Request(part.weights, request.role, request.assume), knowledge):
+            out.append(replace(component, declared=part.declared, problems=component.problems + part.problems))
+    if not out:
+        raise SourceError(f"{shown(request.source)}: the folder's index names no part that is there")
+    return out
 
 
 def unreadable(request: Request, problem: FileProblem) -> Component:
