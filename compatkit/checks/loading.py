@@ -68,6 +68,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         **_architecture(part, table, version),
         **_scheme(part, loader, rules),
         **_types(part, table),
+        **_tokenizer(part, table),
     }
     out["error"] = _error(part, table, loader.table, out)
     return out
@@ -116,8 +117,11 @@ def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
 def _supported(part: Part, loader: Loader) -> str:
     """Whether the family's card names the runtime: null there means that it has no such model."""
     runtimes = part.card.get("runtimes") or {}
+    helper = str(loader.for_format(part.fields["format"])[0].get("id"))
+    if any(name in runtimes and runtimes[name] is None for name in (loader.name, helper)):
+        return "no"
     if loader.name in runtimes:
-        return "yes" if runtimes[loader.name] is not None else "no"
+        return "yes"
     return "unknown" if part.role == "diffusion" and loader.table else "yes"
 
 
@@ -213,6 +217,16 @@ def _types(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _tokenizer(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the tokenizer that this loader wants inside the file is there. What a GGUF holds is not judged here."""
+    wanted = (part.card.get("tokenizer") or {}).get("needs")
+    if not wanted or part.bundled or not (table.get("errors") or {}).get("tokenizer"):
+        return {}
+    there = part.fact(str(wanted))
+    state = {True: "yes", False: "no"}.get(there, "unknown") if isinstance(there, bool) else "unknown"
+    return {"tokenizer": state, "tokenizer_tensor": str(wanted)}
+
+
 def _error(part: Part, table: Mapping[str, Any], main: Mapping[str, Any], out: Mapping[str, Any]) -> str:
     """The text the loader prints when it refuses, from its table."""
     role = "text_encoder" if part.role == "llm" else part.role
@@ -223,6 +237,8 @@ def _error(part: Part, table: Mapping[str, Any], main: Mapping[str, Any], out: M
         kind = "architecture_missing"
     elif out["failing_types"]:
         kind = "type"
+    elif out.get("tokenizer") == "no":
+        kind, role = "tokenizer", str(out["tokenizer_tensor"])
     elif out["layout"] == "no":
         kind = "layout"
     elif out["prefix"] == "no":

@@ -14,7 +14,7 @@ _JUDGED = frozenset({"diffusion", "text_encoder", "vae"})
 
 #: Checks that do not exist yet: id, roles they would look at, settings they would read, and why.
 _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
-    ("encoder/tokenizer", ("text_encoder",), (), "tokenizers are not compared with the loader's version yet"),
+    ("encoder/tokenizer-version", ("text_encoder",), (), "tokenizers are not compared with the loader's version yet"),
     ("host/disk", (), ("disk_free",), "disk space is not checked yet"),
     ("host/memory", (), ("vram", "offload"), "memory is not estimated yet"),
     ("host/torch", (), ("torch", "driver"), "GPU, driver and torch are not checked yet"),

@@ -81,6 +81,8 @@ LOADING = _fields(
     family=("yes", "whether this version knows the family: yes, no, unknown"),
     family_since=(None, "since which version"),
     becomes=(None, "what it makes of the file: its class"),
+    tokenizer=("none", "whether the tokenizer it wants in the file is there: yes, no, unknown, none (it wants none)"),
+    tokenizer_tensor=(None, "the tensor that would hold it"),
     error=("", "the error it raises"),
 )
 

@@ -109,7 +109,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clip_l": _te("CLIP-L", "CLIP_L"),
     "clip_g": _te("CLIP-G", "CLIP_G"),
     "t5xxl": _te("T5-XXL", "T5_XXL"),
-    "umt5_xxl": _te("UMT5-XXL", "T5_XXL"),
+    "umt5_xxl": {**_te("UMT5-XXL", "T5_XXL"), "tokenizer": {"needs": "spiece_model"}},
     "llama3_8b": _te("Llama-3.1-8B", "LLAMA3_8"),
     "flux1_vae": _vae("FLUX.1 VAE (ae)", "flux1", "conv2d", [512, 16, 3, 3]),
     "sd3_vae": _vae("SD3 VAE", "sd3", "conv2d", [512, 16, 3, 3]),

@@ -208,3 +208,12 @@ def test_a_runtime_without_the_model_is_told_and_one_nobody_described_leaves_it_
     assert rules_of(judge(Stack((component("sdxl"),), (Runtime("diffusers"),)), FakeRules(families)), "error") == [
         "loader/model-unsupported"
     ]
+
+
+def test_a_tokenizer_that_is_not_in_the_file() -> None:
+    bare = component("umt5_xxl", facts={"spiece_model": False})
+    report = check(component("wan21_t2v_14b"), bare, clip_type="wan")
+    assert rules_of(report, "error") == ["encoder/tokenizer"]
+    assert report.findings[0].predicts == {"comfyui": "ValueError: invalid tokenizer"}
+    assert check(component("wan21_t2v_14b"), component("umt5_xxl", facts={"spiece_model": True})).verdict == "pass"
+    assert "encoder/tokenizer" not in check(component("wan21_t2v_14b"), component("umt5_xxl")).checked
