@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from compatkit.identify import metadata
 from compatkit.identify.packing import Packings, Unpacked
 from compatkit.identify.solve import Match
 from compatkit.knowledge.expr import evaluate
@@ -242,7 +243,8 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         reads = match.layout in layouts or (own and "native" in layouts)
         whole = all(match.options.get(fact) for fact in entry.get("needs") or ())
         placed = match.prefix in entry.get("prefixes", (match.prefix,)) or not _alone(match.prefix, header)
-        out[runtime] = name if reads and clean and whole and placed else None
+        told = all(metadata.value(header, key) is not None for key in entry.get("metadata") or ())
+        out[runtime] = name if reads and clean and whole and placed and told else None
     return out
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import fnmatch
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
+from compatkit.identify import metadata
 from compatkit.identify.candidates import trials
 from compatkit.identify.component import build, unknown
 from compatkit.identify.packing import Packings, Unpacked, View
@@ -43,7 +43,8 @@ def identify(
     for group, _ in chosen:
         claimed |= {group[0].prefix + n for n in group[0].matched} | {group[0].prefix + n for n in group[0].foreign}
         claimed.update(group[0].markers)
-    left = [n for n in unpacked.tensors if n not in claimed]
+    tolerated = [p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]]
+    left = [n for n in unpacked.tensors if n not in claimed and not any(fnmatch.fnmatchcase(n, p) for p in tolerated)]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
         components.append(unknown(header, unpacked, packings, knowledge, part, rejected, force_role))
@@ -74,7 +75,7 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) 
     """
     for key, value in wanted.items():
         required = key.endswith("!")
-        found = _metadata_value(header, key.rstrip("!"))
+        found = metadata.value(header, key.rstrip("!"))
         values = value if isinstance(value, list) else [value]
         if found is None:
             if required and own_layout:
@@ -82,26 +83,6 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) 
         elif found not in values:
             return f"metadata {key} is {found!r}"
     return ""
-
-
-def _metadata_value(header: Header, key: str) -> Any:
-    """The value of a metadata key; `key:a.b` reads `b` in `a` of the JSON text that stands under `key`."""
-    name, _, path = key.partition(":")
-    found: Any = header.metadata.get(name)
-    if not path or found is None:
-        return found
-    found = _json(found) if isinstance(found, str) else None
-    for step in path.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
-    return found
-
-
-@lru_cache(maxsize=4)
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _believable(match: Match, unpacked: Unpacked) -> bool:
@@ -182,8 +163,6 @@ def _tolerate(match: Match, knowledge: Knowledge) -> None:
     """Move foreign tensors that the family's file tolerates out of the count."""
     patterns = knowledge.grammar(match.family)["tolerate"]
     if patterns and match.foreign:
-        import fnmatch
-
         kept = [n for n in match.foreign if not any(fnmatch.fnmatchcase(n, p) for p in patterns)]
         match.tolerated = [n for n in match.foreign if n not in set(kept)]
         match.foreign = kept
