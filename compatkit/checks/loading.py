@@ -16,7 +16,7 @@ _PLAIN = frozenset({"", "none", "mixed"})
 
 def build(builder: Builder) -> None:
     """Add the subjects of kind `loading`."""
-    loaded = [p for p in builder.parts if p.role in _LOADED and (p.component.family or p.role == "llm")]
+    loaded = [p for p in builder.parts if _judged(p, builder.rules)]
     if not loaded:
         builder.absent(("loading",), "no model that a loader would open was identified")
         return
@@ -32,8 +32,21 @@ def build(builder: Builder) -> None:
                 builder.stuck("loading", why, blocks=True)
 
 
+def _judged(part: Part, rules: Rules) -> bool:
+    """Whether a loader's view of it can be told: it is identified, or its weights are packed in a way that is known."""
+    if part.role in _LOADED and (part.component.family or part.role == "llm"):
+        return True
+    return (
+        bool(part.fields["readable"])
+        and part.fields["scheme"] not in _PLAIN
+        and bool(_packing(rules, part.fields["scheme"]))
+    )
+
+
 def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
     """What could not be told about a loader the user asked for."""
+    if "layout" not in opens:
+        return []
     name = part.fields["name"]
     out = []
     if opens["supported"] == "unknown":
@@ -54,6 +67,8 @@ def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
 def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
     """Whether and how a runtime opens one component (`subjects.LOADING`)."""
     fields = part.fields
+    if not part.component.family and part.role != "llm":
+        return _scheme(part, loader, rules)
     table, version = loader.for_format(fields["format"])
     entry = _entry(part, loader, table)
     since = entry.get("since")

@@ -11,6 +11,7 @@ from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
 
 _PICTURE = 1024
+_NAMED = 3
 
 
 def build(builder: Builder) -> None:
@@ -60,8 +61,10 @@ def _side(part: Part, rules: Rules) -> dict[str, Any]:
     """A component's latent: what its header says, else what its family's card says."""
     latent = part.card.get("latent") or {}
     spaces = part.names("latent_space") or _spaces(part, rules)
+    titles = [title_of(rules, f) for f in known_families(part.component, rules)[:_NAMED]]
     return {
         **part.fields,
+        "title": " or ".join(dict.fromkeys(titles)) or part.fields["title"],
         "spaces": spaces,
         "channels": _first(part.number("latent_channels"), latent.get("channels")),
         "ndim": _first(part.number("latent_ndim"), latent.get("ndim")),

@@ -183,3 +183,10 @@ def test_judging_never_raises_and_never_passes_what_is_not_known(
     assert (report.verdict == "fail") == any(f.level == "error" for f in report.findings)
     assert not [n for n in report.not_checked if "at fault" in n.why]
     assert all(f.message for f in report.findings)
+
+
+def test_a_packed_file_is_refused_even_if_its_model_is_not_known() -> None:
+    packed = component(None, "m.safetensors", scheme="dfloat11")
+    report = check(packed, component("qwen3_4b"), component("flux1_vae"))
+    assert rules_of(report, "error") == ["quant/needs-loader"]
+    assert "DFloat11" in report.findings[0].message
