@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from compatkit.headers.sparse import write_gguf
@@ -24,14 +23,24 @@ from compatkit.knowledge.store import load
 ROUNDS = 11
 
 
+#: Run by a bare interpreter: a child's peak memory counts from what its parent held at the fork, so that must be little.
+MEASURE = """
+import os, sys, time
+out = os.open(os.devnull, os.O_WRONLY)
+start = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)])
+usage = os.wait4(pid, 0)[2]
+print(1000 * (time.perf_counter() - start), usage.ru_maxrss)
+"""
+
+
 def timed(command: list[str], env: dict[str, str]) -> tuple[float, float]:
     """Wall milliseconds and peak resident megabytes of one run."""
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    _, _, usage = os.wait4(child.pid, 0)
-    child.returncode = 0
-    scale = 1024 if sys.platform != "darwin" else 1024 * 1024
-    return 1000 * (time.perf_counter() - start), usage.ru_maxrss / scale
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", MEASURE, *command], env=env, capture_output=True, text=True, check=True
+    )
+    wall, peak = map(float, done.stdout.split())
+    return wall, peak / (1024 if sys.platform != "darwin" else 1024 * 1024)
 
 
 def medians(commands: dict[str, list[str]], env: dict[str, str], rounds: int) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from compatkit.cli.options import deliver, output_options, rules_option
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME[@VERSION]",
               help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp. Repeatable: it must hold in each.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the run, such as clip_type=lumina2. Repeatable.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the run, such as steps=9 or clip_type=TYPE. Repeatable.")
 @click.option("--assume", "assumed", multiple=True, metavar="FILE=FAMILY", help="Take FILE for that family, whatever it looks like. Repeatable.")
 @click.option("--require", "required", metavar="ROLE,…", help="Roles that must be in the set: text_encoder,vae.")
 @click.option("--fail-on", type=click.Choice(["error", "warning"]), default="error", show_default=True,
