@@ -77,7 +77,8 @@ def _subjects(builder: Builder, diffusion: Part, seating: Seating, fields: dict[
     usual = routing.usual_type(seating.card, loader.name)
     fields = {**fields, "clip_type": usual}
     for part in seating.unidentified:
-        builder.stuck("encoder", f"{part.fields['name']} could not be identified", blocks=True)
+        if part.role == "text_encoder":
+            builder.stuck("encoder", f"{part.fields['name']} could not be identified", blocks=True)
     seats = [(i, p, "fills") for i, p in seating.filled.items()] + [
         (i, p, "stands_in") for i, p in seating.stand_ins.items()
     ]
@@ -138,12 +139,13 @@ def _routed(
     recognised = given is None or given in one or given in several
     in_force = (given if recognised else fallback) or usual
     loose = [p for p in (*seating.filled.values(), *seating.stand_ins.values()) if not p.bundled]
-    count = len(loose)
+    # Encoders that are not there, or not recognised, are loaded together with the others all the same.
+    count = len(loose) + len(seating.missing) + len(seating.unidentified)
     usual_route = _choose(table, te_model, usual, count, False)
     files = [p for p in seating.given if not p.bundled] if in_force in several - one else loose
-    in_force_route = (
-        usual_route if given is None else _choose(table, te_model, in_force, len(files), in_force in several - one)
-    )
+    in_force_route = usual_route
+    if given is not None:
+        in_force_route = _choose(table, te_model, in_force, max(count, len(files)), in_force in several - one)
     right = stands == "fills"
     taps = (
         slot.taps
@@ -204,6 +206,10 @@ def _vocab(table: Mapping[str, Any], route: routing.Route | None, te_model: str 
 
 
 def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, Any], required: bool) -> None:
+    if seating.open:
+        names = ", ".join(p.fields["name"] for p in seating.unidentified)
+        titles = ", ".join(title_of(builder.rules, seating.slots[i].kinds[0]) for i in seating.open)
+        builder.stuck("set", f"{titles}: {names} may hold it, but was not identified", blocks=True)
     if not seating.given and not required:
         builder.absent(("set",), "no text encoder given")
         return

@@ -159,5 +159,9 @@ def _components(builder: Builder) -> None:
 def _roles(builder: Builder) -> None:
     have = {p.role for p in builder.parts}
     for role in builder.required:
+        if role not in have and "unknown" in have:
+            why = f"no {label(role)} was identified, and one file was not identified at all"
+            builder.stuck("role", why, blocks=True)
+            continue
         values = {"role": {"name": role, "label": label(role), "present": role in have}}
         builder.add(Subject("role", (), values))

@@ -9,7 +9,8 @@ from typing import Any
 from compatkit.checks.parts import Part, of_role, title_of
 from compatkit.knowledge.protocol import Rules
 
-ENCODERS = ("text_encoder", "llm")
+#: Roles that may turn out to be loaded as an encoder.
+ENCODERS = ("text_encoder", "llm", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,13 @@ class Seating:
     surplus: list[Part] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     unidentified: list[Part] = field(default_factory=list)
+    open: list[int] = field(default_factory=list)
 
     @property
     def given(self) -> list[Part]:
         """Every encoder of the set that concerns this model, by its place in the report."""
-        every = [*self.filled.values(), *self.stand_ins.values(), *self.surplus, *self.unidentified]
+        encoders = [p for p in self.unidentified if p.role == "text_encoder"]
+        every = [*self.filled.values(), *self.stand_ins.values(), *self.surplus, *encoders]
         return sorted(every, key=lambda p: p.index)
 
     @property
@@ -96,7 +99,7 @@ def seat(
         return None
     seating = Seating(family, card, slots)
     free = [e for e in encoders if e.component.families or e.role == "llm"]
-    seating.unidentified = [e for e in encoders if not e.component.families and e.role == "text_encoder"]
+    seating.unidentified = [e for e in encoders if not e.component.families and e.role in ("text_encoder", "unknown")]
     own = diffusion.component.source
     free.sort(key=lambda p: (p.component.source != own, p.index))
     for i, slot in enumerate(slots):
@@ -112,7 +115,9 @@ def seat(
     seating.surplus = [e for e in wrong if e not in seating.stand_ins.values()]
     left = [i for i in open_slots if i not in seating.stand_ins and not slots[i].optional]
     if seating.filled or seating.stand_ins or required:
-        seating.missing = left[len(seating.unidentified) :]
+        # A file that was not identified may be the one: then nothing is said to be missing.
+        covered = len(seating.unidentified)
+        seating.open, seating.missing = left[:covered], left[covered:]
     return seating
 
 

@@ -217,3 +217,15 @@ def test_a_tokenizer_that_is_not_in_the_file() -> None:
     assert report.findings[0].predicts == {"comfyui": "ValueError: invalid tokenizer"}
     assert check(component("wan21_t2v_14b"), component("umt5_xxl", facts={"spiece_model": True})).verdict == "pass"
     assert "encoder/tokenizer" not in check(component("wan21_t2v_14b"), component("umt5_xxl")).checked
+
+
+def test_a_file_that_was_not_identified_may_be_the_missing_one() -> None:
+    odd = component(None, "t5.safetensors")
+    report = check(component("flux_dev"), component("clip_l"), odd, clip_type="flux")
+    assert report.verdict == "unknown"
+    assert rules_of(report, "error") == []
+    assert any("t5.safetensors may hold it" in n.why for n in report.not_checked)
+    required = check(component("flux_dev"), odd, require=["vae"])
+    assert required.verdict == "unknown"
+    lone = check(component("flux_dev"), component("clip_l"), clip_type="flux")
+    assert rules_of(lone, "error") == ["encoder/missing"]
