@@ -6,16 +6,18 @@ The cost of a solve is one dictionary lookup a tensor. Nothing here knows a mode
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from compatkit.identify.packing import View
 from compatkit.knowledge.expr import evaluate, solve_for
-from compatkit.knowledge.patterns import Pattern, names
+from compatkit.knowledge.patterns import Pattern, count, names
 
 #: A run longer than this is not looked at further: no model has that many blocks.
 MAX_RUN = 4096
+#: Nor does one line of any grammar stand for more tensors than this.
+MAX_NAMES = 200_000
 _BYTES = frozenset({"U8", "I8", "F4"})
 
 
@@ -41,6 +43,20 @@ class Match:
     def distance(self) -> int:
         """Tensors that do not agree: 0 is a complete match."""
         return len(self.missing) + 2 * len(self.mismatched) + len(self.foreign)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the lines of one group (or of none) found: how many tensors they expect, and which of those are there."""
+
+    expected: int = 0
+    names: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> int:
+        return len(self.names) - len(self.missing) - 2 * len(self.mismatched)
 
 
 class Solver:
@@ -132,7 +148,7 @@ class Solver:
             match.markers += [n for n in wanted if n in self.view.root]
 
     def _bind_packed(self) -> None:
-        """Symbols that only packed sides could tell: by how many values a byte holds, else by the one value that `where` leaves."""
+        """Symbols only packed sides could tell: by how many values a byte holds, else by the one value `where` leaves."""
         tensors, loose, pack = self.view.tensors, self.view.loose, self.view.pack
         if not loose:
             return
@@ -176,23 +192,21 @@ class Solver:
 
     def _check(self, match: Match) -> None:
         groups = self.document["groups"]
-        found: list[list[Any]] = [[0, 0, [], [], []] for _ in groups]  # expected, matched, names, missing, mismatched
+        found = [_Found() for _ in groups]
+        found.append(_Found())  # the last row, [-1], is of the lines that stand in no group
         for format_, ranges, shapes, group, when in self.spec["lines"]:
             if when != 1 and not self._holds(when):
                 continue
-            row = found[group] if group >= 0 else None
+            row = found[group]
             try:
-                line_names: Iterable[str] = names(Pattern(format_, ranges), self.symbols)
+                line_names = self._names(format_, ranges)
                 wanted = [self._sides(s) for s in shapes] if shapes is not None else None
-                self._line(line_names, wanted, match, row)
             except KeyError:
-                first = format_.replace("%d", "0")
-                if row is None:
-                    match.missing.append(first)
-                    match.expected += 1
-                else:
-                    row[0] += 1
-                    row[3].append(first)
+                row.missing.append(format_.replace("%d", "0"))
+                row.expected += 1
+                continue
+            self._line(line_names, wanted, row)
+        self._keep(found.pop(), match)
         if groups:
             self._settle_groups(groups, found, match)
 
@@ -201,6 +215,22 @@ class Solver:
             return bool(evaluate(when, self.symbols))
         except KeyError:
             return False
+
+    def _names(self, format_: str, ranges: list[Any]) -> list[str]:
+        """The names of a line. Raises KeyError where a run is not bound, or so long that no model has it."""
+        if not ranges:
+            return [format_ % ()]
+        symbols = self.symbols
+        if len(ranges) == 1:
+            start, stop, step = ranges[0]
+            span = range(evaluate(start, symbols), evaluate(stop, symbols), step)
+            if len(span) > MAX_NAMES:
+                raise KeyError(format_)
+            return [format_ % i for i in span]
+        pattern = Pattern(format_, ranges)
+        if count(pattern, symbols) > MAX_NAMES:
+            raise KeyError(format_)
+        return list(names(pattern, symbols))
 
     def _sides(self, shape: list[Any]) -> tuple[int | None, ...]:
         symbols = self.symbols
@@ -214,43 +244,34 @@ class Solver:
                 out.append(evaluate(side, symbols))
         return tuple(out)
 
-    def _line(
-        self, line_names: Iterable[str], wanted: list[tuple[int | None, ...]] | None, match: Match, row: list[Any] | None
-    ) -> None:
-        tensors, loose = self.view.tensors, self.view.loose
-        if row is None:
-            matched, missing, mismatched = match.matched, match.missing, match.mismatched
+    def _line(self, line_names: list[str], wanted: list[tuple[int | None, ...]] | None, row: _Found) -> None:
+        """Look up the names of one line: nearly all are there with the one shape wanted; only the others cost more."""
+        tensors = self.view.tensors
+        row.expected += len(line_names)
+        if wanted is None:
+            odd = [n for n in line_names if n not in tensors]
         else:
-            matched, missing, mismatched = row[2], row[3], row[4]
-        add = matched.add if isinstance(matched, set) else matched.append
-        expected = 0
-        only = wanted[0] if wanted is not None and len(wanted) == 1 else None
-        for name in line_names:
-            expected += 1
-            if expected > 200_000:
-                raise KeyError(name)
+            only = wanted[0] if len(wanted) == 1 else None
+            odd = [n for n in line_names if (t := tensors.get(n)) is None or t.shape != only]
+        if not odd:
+            row.names += line_names
+            return
+        gone = set()
+        for name in odd:
             tensor = tensors.get(name)
             if tensor is None:
-                if self.view.covers and self.view.covered(name):
-                    add(name)
-                else:
-                    missing.append(name)
-                continue
-            add(name)
-            if tensor.shape == only or wanted is None:
-                continue
-            if not self.view.fits(name, tensor.shape, wanted, name in loose):
-                mismatched.append(name)
-        if row is None:
-            match.expected += expected
-        else:
-            row[0] += expected
+                if not (self.view.covers and self.view.covered(name)):
+                    gone.add(name)
+                    row.missing.append(name)
+            elif wanted is not None and not self.view.fits(name, tensor.shape, wanted, name in self.view.loose):
+                row.mismatched.append(name)
+        row.names += [n for n in line_names if n not in gone] if gone else line_names
 
-    def _settle_groups(self, groups: list[Any], found: list[list[Any]], match: Match) -> None:
+    def _settle_groups(self, groups: list[Any], found: list[_Found], match: Match) -> None:
         """Keep the optional groups that are (mostly) there; of a choice's alternatives the one that is there most."""
-        present = [len(f[2]) * 2 >= f[0] and bool(f[2]) for f in found]
+        present = [len(f.names) * 2 >= f.expected and bool(f.names) for f in found]
         for number, (_, parent, _, _) in enumerate(groups):
-            if parent >= 0 and not found[parent][0]:
+            if parent >= 0 and not found[parent].expected:
                 present[parent] = present[parent] or present[number]
         choices: dict[str, list[int]] = {}
         for number, (fact, parent, choice, _) in enumerate(groups):
@@ -264,13 +285,13 @@ class Solver:
             if fact:
                 match.options[fact] = present[number]
         for choice, numbers in choices.items():
-            best = max(numbers, key=lambda n: len(found[n][2]) - len(found[n][3]) - 2 * len(found[n][4]))
+            best = max(numbers, key=lambda n: found[n].score)
             self._keep(found[best], match)
             match.options[choice] = groups[best][3]
 
     @staticmethod
-    def _keep(row: list[Any], match: Match) -> None:
-        match.expected += row[0]
-        match.matched.update(row[2])
-        match.missing += row[3]
-        match.mismatched += row[4]
+    def _keep(row: _Found, match: Match) -> None:
+        match.expected += row.expected
+        match.matched.update(row.names)
+        match.missing += row.missing
+        match.mismatched += row.mismatched
