@@ -140,7 +140,7 @@ def _routed(
     in_force = (given if recognised else fallback) or usual
     loose = [p for p in (*seating.filled.values(), *seating.stand_ins.values()) if not p.bundled]
     # Encoders that are not there, or not recognised, are loaded together with the others all the same.
-    count = len(loose) + len(seating.missing) + len(seating.unidentified)
+    count = len(loose) + len(seating.missing) + len(seating.open)
     usual_route = _choose(table, te_model, usual, count, False)
     files = [p for p in seating.given if not p.bundled] if in_force in several - one else loose
     in_force_route = usual_route

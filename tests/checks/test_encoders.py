@@ -229,3 +229,10 @@ def test_a_file_that_was_not_identified_may_be_the_missing_one() -> None:
     assert required.verdict == "unknown"
     lone = check(component("flux_dev"), component("clip_l"), clip_type="flux")
     assert rules_of(lone, "error") == ["encoder/missing"]
+
+
+def test_an_unidentified_file_beside_a_whole_set_changes_no_class() -> None:
+    whole = component("wan21_t2v_14b"), component("umt5_xxl")
+    report = check(*whole, component(None, "lora.safetensors"), clip_type="wan")
+    assert report.verdict == "unknown"
+    assert rules_of(report, "error") == []
