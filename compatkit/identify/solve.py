@@ -134,9 +134,9 @@ class Solver:
                 tensor = tensors.get(name)
                 if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
                     continue
-                value = solve_for(expr, symbol, tensor.shape[axis], self.symbols)
-                if value is not None:
-                    self.symbols[symbol] = value
+                solved = solve_for(expr, symbol, tensor.shape[axis], self.symbols)
+                if solved is not None:
+                    self.symbols[symbol] = solved
                     progress = True
             if not progress:
                 break
@@ -148,7 +148,7 @@ class Solver:
             match.markers += [n for n in wanted if n in self.view.root]
 
     def _bind_packed(self) -> None:
-        """Symbols only packed sides could tell: by how many values a byte holds, else by the one value `where` leaves."""
+        """Symbols only packed sides could tell: from how many values a byte holds, or the one value `where` leaves."""
         tensors, loose, pack = self.view.tensors, self.view.loose, self.view.pack
         if not loose:
             return
@@ -227,7 +227,7 @@ class Solver:
             if len(span) > MAX_NAMES:
                 raise KeyError(format_)
             return [format_ % i for i in span]
-        pattern = Pattern(format_, ranges)
+        pattern = Pattern(format_, tuple(ranges))
         if count(pattern, symbols) > MAX_NAMES:
             raise KeyError(format_)
         return list(names(pattern, symbols))
