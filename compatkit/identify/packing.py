@@ -21,9 +21,9 @@ _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"}
 class View:
     """The logical tensors under one prefix of a header.
 
-    `root` is the whole file, whatever the prefix. `loose` names have a packed last side, which holds `pack` values a byte
-    (0: not known); `covers` are modules whose weights are packed under other names, so that any tensor expected below
-    them counts as there.
+    `root` is the whole file, whatever the prefix. `loose` names have a packed last side, which holds `pack` values a
+    byte (0: not known); `covers` are modules whose weights are packed under other names, so that any tensor expected
+    below them counts as there.
     """
 
     prefix: str
@@ -130,25 +130,29 @@ class Packings:
                 if row not in rows:
                     rows.append(row)
             self._top.update(scheme.get("top_level", ()))
-        self._weights = {s["weight"] for s in schemes if "weight" in s and not s.get("covers")}
+        weights = {s["weight"] for s in schemes if "weight" in s and not s.get("covers")}
+        self._special = {*self._by_last, *self._top, *weights}
 
     def unpack(self, header: Header) -> Unpacked:
         """Leave out companions, rename packed weights, note packed sides and covered modules."""
         out = Unpacked(dict(header.tensors))
+        special = self._special
         for name, tensor in header.tensors.items():
-            last = name.rpartition(".")[2]
-            if last in self._by_last:
+            last = name[name.rfind(".") + 1 :]
+            if last not in special:
+                if tensor.dtype in _PACKED_DTYPES and last == "weight":
+                    out.loose.add(name)
+            elif last in self._by_last:
                 self._companion(name, self._by_last[last], header.tensors, out)
             elif last in self._top:
                 self._drop(name, last, out)
-            elif last in self._weights:
+            else:
                 self._rename(name, last, out)
-            elif tensor.dtype in _PACKED_DTYPES and last == "weight":
-                out.loose.add(name)
         if header.format == "gguf":
             self._original_shapes(header, out)
         if out.loose:
-            out.pack = self.scheme(out, Counter(header.tensors[out.original.get(n, n)].dtype for n in out.loose)).get("pack", 0)
+            dtypes = Counter(header.tensors[out.original.get(n, n)].dtype for n in out.loose)
+            out.pack = self.scheme(out, dtypes).get("pack", 0)
         return out
 
     @staticmethod
