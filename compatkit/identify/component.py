@@ -241,7 +241,7 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
             continue
         layouts = entry.get("layouts") or (["native", "gguf"] if runtime != "diffusers" else ["diffusers", "hf"])
         reads = match.layout in layouts or (own and "native" in layouts)
-        whole = all(match.options.get(fact) for fact in entry.get("needs") or ())
+        whole = all(match.options.get(fact) not in (None, False, "none") for fact in entry.get("needs") or ())
         placed = match.prefix in entry.get("prefixes", (match.prefix,)) or not _alone(match.prefix, header)
         told = all(metadata.value(header, key) is not None for key in entry.get("metadata") or ())
         out[runtime] = name if reads and clean and whole and placed and told else None

@@ -30,7 +30,7 @@ def header_of(
     tensors: dict[str, Tensor] = {}
     offset = 0
     for name, shape in shapes.items():
-        sides = tuple(s if s is not None else 1 for s in shape or (1,))
+        sides = (1,) if shape is None else tuple(s if s is not None else 1 for s in shape)
         n = 2
         for side in sides:
             n *= side
