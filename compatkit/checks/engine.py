@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compatkit.checks import encoders, loading, vaes
+from compatkit.checks import declared, encoders, loading, vaes
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.loaders import Loader, loaders
 from compatkit.checks.parts import Part, label, parts
@@ -19,6 +19,7 @@ from compatkit.vocabulary import LEVELS, Finding, NotChecked, Report, Runtime, S
 _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "file": lambda b: _files(b),
     "component": lambda b: _components(b),
+    "declared": declared.build,
     "loading": loading.build,
     "encoder": encoders.build,
     "vae": vaes.build,

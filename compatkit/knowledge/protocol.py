@@ -23,3 +23,6 @@ class Rules(Protocol):
 
     def packing(self, scheme: str) -> Mapping[str, Any]:
         """The entry of a quantisation scheme; empty for one nobody wrote down."""
+
+    def table(self, name: str) -> Any:
+        """One of the other tables ("pipelines"); an empty list for one that is not there."""

@@ -52,6 +52,16 @@ PART = _fields(
     bundled=(False, "whether it is part of an all-in-one checkpoint"),
 )
 
+#: What a diffusers folder's configs say of one of its parts.
+DECLARED = _fields(
+    part=("", "the part: transformer, unet, vae"),
+    pipeline=("", "pipeline class that model_index.json names"),
+    cls=("", "class that model_index.json or config.json names"),
+    config=("", "class that config.json names, where model_index.json names another"),
+    takes=([], "classes the pipeline takes for this part; empty: not known"),
+    tensors=(None, "the class these tensors are of, null if it is not known"),
+)
+
 #: The loader a subject is judged for.
 LOADER = _fields(
     runtime=("", "name of the runtime"),
@@ -164,6 +174,7 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         "file": _fields(name=("", "file name"), problem=("", "rule id of the problem"), message=("", "what is wrong")),
     },
     "component": {"component": PART},
+    "declared": {"component": PART, "declared": DECLARED},
     "loading": {"component": PART, "loader": LOADER, "opens": LOADING},
     "encoder": {
         "encoder": ENCODER,

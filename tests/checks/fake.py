@@ -189,6 +189,9 @@ class FakeRules:
     def packing(self, scheme: str) -> Mapping[str, Any]:
         return self.packings.get(scheme, {})
 
+    def table(self, name: str) -> Any:
+        return {"APipeline": {"transformer": "ATransformer"}} if name == "pipelines" else []
+
 
 def component(family: str | None, name: str = "", **more: Any) -> Component:
     """A component of a family of `FAMILIES`, as its file would give it."""
