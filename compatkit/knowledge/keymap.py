@@ -7,8 +7,7 @@ A map is a list of operations, each anchored on whole segments of a name:
     - fuse:   {from: ["**.q", "**.k"], to: "**.qk"}
     - drop:   ["**.rope.freqs"]          # own tensors that this layout has not
     - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only); `{name: rows}`: only where it has them
-    - reshape: {"**.proj_in.weight": [o, i]}
-    - squeeze: ["**.attn.q.weight"]      # trailing sides of 1 go: a 1x1 convolution written as a linear
+    - reshape: {"**.proj_in.weight": [o, i], "**.attn.q.weight": ["@0", "@1"]}   # `@0`: the tensor's own first side
     - add:    {tree}                     # tensors only this layout has
 
 `{i}` stands for one index, `*` for one segment, `**` (first only) for any leading segments; what follows the match is
@@ -27,7 +26,7 @@ from compatkit.knowledge.expr import Expr, ExprError, evaluate, parse
 from compatkit.knowledge.lines import Complain, Line, Shape, _shapes
 from compatkit.knowledge.patterns import Pattern
 
-OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "squeeze", "add")
+OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +145,9 @@ def apply(
                 mapped = [m for m in mapped if not any(x.match(m.line.pattern.format) for x in matchers)]
             elif kind == "swap":
                 mapped = [replace(m, origin=replace(m.origin, how="swap")) if _swaps(argument, m) else m for m in mapped]
-            elif kind == "squeeze":
-                for source in argument:
-                    mapped = _squeeze(Matcher(str(source)), mapped)
             else:
                 for source, shape in argument.items():
-                    mapped = _reshape(Matcher(str(source)), _shapes(shape, {}), mapped)
+                    mapped = _reshape(Matcher(str(source)), shape, mapped)
         except ExprError as e:
             raise complain((*at, kind), str(e)) from None
         except (AttributeError, TypeError, KeyError):
@@ -251,25 +247,20 @@ def _joined(name: str, pieces: list[Mapped]) -> Mapped:
     return Mapped(line, Origin(tuple(s for p in pieces for s in p.origin.sources), "cat"))
 
 
-def _reshape(matcher: Matcher, shapes: tuple[Shape, ...], mapped: list[Mapped]) -> list[Mapped]:
-    out = []
-    for m in mapped:
-        if matcher.match(m.line.pattern.format):
-            m = replace(m, line=replace(m.line, shapes=shapes))
-        out.append(m)
-    return out
-
-
-def _squeeze(matcher: Matcher, mapped: list[Mapped]) -> list[Mapped]:
+def _reshape(matcher: Matcher, shape: list[Any], mapped: list[Mapped]) -> list[Mapped]:
     out = []
     for m in mapped:
         if m.line.shapes and matcher.match(m.line.pattern.format):
-            m = replace(m, line=replace(m.line, shapes=tuple(map(_without_ones, m.line.shapes))))
+            m = replace(m, line=replace(m.line, shapes=tuple(s for own in m.line.shapes for s in _reshaped(shape, own))))
         out.append(m)
     return out
 
 
-def _without_ones(shape: Shape) -> Shape:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+def _reshaped(shape: list[Any], own: Shape) -> tuple[Shape, ...]:
+    """`shape` as written, its `@n` replaced by the sides the tensor has; none where it has no such side."""
+    wanted = [int(side[1:]) if isinstance(side, str) and side.startswith("@") else None for side in shape]
+    if any(n is not None and n >= len(own) for n in wanted):
+        return ()
+    if all(n is None for n in wanted):
+        return _shapes(shape, {})
+    return (tuple(own[n] if n is not None else parse(side) for n, side in zip(wanted, shape, strict=True)),)
