@@ -77,7 +77,7 @@ class ArraySummary(NamedTuple):
     """A GGUF array that was walked but not kept: element type and count (a vocabulary has 150,000 entries)."""
 
     type: str
-    count: int
+    length: int
 
 
 class HeaderError(Exception):

@@ -48,7 +48,7 @@ def _made(folder: Path, entry: Mapping[str, Any], knowledge: Knowledge) -> Path:
     from compatkit.headers.sparse import write_gguf, write_safetensors
     from compatkit.identify.shapes import example_shapes
 
-    path = folder / entry["name"]
+    path = folder / str(entry["name"])
     shapes = example_shapes(knowledge.grammar(entry["family"]), entry.get("layout"))
     if path.suffix == ".gguf":
         write_gguf(path, shapes, entry["type"], entry["metadata"], entry.get("vocabulary", 0))

@@ -20,6 +20,8 @@ MISSING_SHARE, MISMATCH_SHARE = 0.01, 0.005
 #: … and at most this share of the file's tensors is foreign to it. Small models may still miss or add a few.
 FOREIGN_SHARE = 0.02
 FEW_MISSING, FEW_FOREIGN = 2, 12
+#: A family that is only a fallback must explain this share of the whole file: it never carves a part out of an unknown model.
+FALLBACK_SHARE = 0.9
 #: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
 WIDTH = 64
 
@@ -55,10 +57,15 @@ def identify(
 
 def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str | None) -> list[Match]:
     views: dict[str, View] = {}
-    out = []
-    for trial in trials(unpacked, knowledge.index, header.format == "gguf", views):
-        if role and knowledge.members()[trial.family]["role"] != role:
+    out: list[Match] = []
+    members = knowledge.members()
+    found = list(trials(unpacked, knowledge.index, header.format == "gguf", views))
+    found.sort(key=lambda t: _is_fallback(t.family, knowledge))
+    for trial in found:
+        if role and members[trial.family]["role"] != role:
             continue
+        if _is_fallback(trial.family, knowledge) and any(_explains(m, unpacked) for m in out):
+            break
         document = knowledge.grammar(trial.family)
         refusal = _metadata_refuses(document["metadata"], header, trial.layout == next(iter(document["layouts"])))
         if refusal:
@@ -66,6 +73,16 @@ def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str
         match = Solver(document, trial.layout, views[trial.prefix]).solve()
         out.append(match)
     return out
+
+
+def _is_fallback(family: str, knowledge: Knowledge) -> bool:
+    """Whether a family only says what kind of model this is (`fallback: true`), for files no exact family explains."""
+    return bool(knowledge.members()[family].get("fallback"))
+
+
+def _explains(match: Match, unpacked: Unpacked) -> bool:
+    whole = len(match.matched) >= FALLBACK_SHARE * len(unpacked.tensors)
+    return whole and not (match.refused or match.missing or match.mismatched)
 
 
 def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) -> str:
@@ -128,11 +145,15 @@ def _choose(
         own = match.matched | set(match.markers)
         match.foreign = [x[n:] for x in under if x[n:] not in own and not x.startswith(others)]
         _tolerate(match, knowledge)
-        if _believable(match, unpacked):
+        if _is_fallback(match.family, knowledge) and len(match.matched) < FALLBACK_SHARE * len(unpacked.tensors):
+            rejected.append(match)
+        elif _believable(match, unpacked):
             good.append(match)
         else:
             rejected.append(match)
-    good.sort(key=lambda m: (m.distance - len(m.matched), m.distance))
+    fallback = {m.family: _is_fallback(m.family, knowledge) for m in good}
+    # of equal readings an exact family's counts first, then the one under the shortest prefix
+    good.sort(key=lambda m: (m.distance - len(m.matched), fallback[m.family], m.distance, len(m.prefix)))
     chosen: list[tuple[list[Match], Match | None]] = []
     while good:
         best = good[0]
@@ -141,14 +162,15 @@ def _choose(
             good.pop(0)
             continue
         rivals = [m for m in good if m.prefix == best.prefix and len(own & {m.prefix + n for n in m.matched}) * 2 > len(own)]
-        rivals.sort(key=lambda m: (m.distance, -len(m.matched)))
+        rivals.sort(key=lambda m: (m.distance, fallback[m.family], -len(m.matched)))
         best = rivals[0]
-        equal = [m for m in rivals if (m.distance, len(m.matched)) == (best.distance, len(best.matched))]
+        rank = (best.distance, fallback[best.family], len(best.matched))
+        equal = [m for m in rivals if (m.distance, fallback[m.family], len(m.matched)) == rank]
         equal.sort(key=lambda m: _age(m.family, knowledge))
-        others = [m for m in rivals if m.family not in {e.family for e in equal}] + [
+        next_best = [m for m in rivals if m.family not in {e.family for e in equal}] + [
             m for m in rejected if m.prefix == best.prefix
         ]
-        chosen.append((equal, min(others, key=_strangeness) if others else None))
+        chosen.append((equal, min(next_best, key=_strangeness) if next_best else None))
         claimed |= {best.prefix + n for n in best.matched}
         good = [m for m in good if m not in rivals]
     chosen.sort(key=lambda row: -len(row[0][0].matched))

@@ -23,7 +23,7 @@ def expected_shapes(
         KeyError: a symbol that a present line needs is not given.
     """
     groups = document["groups"]
-    present = []
+    present: list[bool] = []
     for fact, parent, choice, value in groups:
         here = options.get(choice) == value if choice else bool(options.get(fact, False)) if fact else False
         present.append(here and (parent < 0 or present[parent]))

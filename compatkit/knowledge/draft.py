@@ -36,7 +36,7 @@ def draft(headers: Sequence[Header], family: str = "my_family", prefix: str | No
     prefix = common_prefix(headers[0]) if prefix is None else prefix
     tables = [{n.removeprefix(prefix): t.shape for n, t in h.tensors.items() if n.startswith(prefix)} for h in headers]
     runs: dict[str, Vector] = {}
-    tree = _merge([_runs(_tree(t), (), r) for t, r in ((t, {}) for t in tables)], tables, runs)
+    tree = _merge([_runs(_tree(t), (), {}) for t in tables], tables, runs)
     symbols = _Symbols(len(headers), runs)
     symbols.name_all(tree)
     parts: dict[str, Any] = {}

@@ -88,4 +88,4 @@ def _build(node: yaml.Node, where: tuple[Hashable, ...], positions: Positions, p
         raise RuleFileError(path, node.start_mark.line + 1, node.start_mark.column + 1, f"tag {node.tag} is not allowed")
     if node.tag == "tag:yaml.org,2002:timestamp":  # dates stay text: 2024-08-01
         return str(node.value)
-    return _scalars.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return _scalars.construct_object(node, deep=True)
