@@ -131,6 +131,8 @@ class Solver:
             for symbol, name, axis, rank, expr in self.spec["derive"]:
                 if symbol in self.symbols:
                     continue
+                if not isinstance(name, str):
+                    name = self._computed(*name)
                 tensor = tensors.get(name)
                 if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
                     continue
@@ -141,11 +143,19 @@ class Solver:
             if not progress:
                 break
 
+    def _computed(self, format_: str, starts: list[Any]) -> str:
+        """A name whose indexes are expressions; empty while their symbols are not bound."""
+        try:
+            return str(format_ % tuple(evaluate(s, self.symbols) for s in starts))
+        except KeyError:
+            return ""
+
     def _markers(self, match: Match) -> None:
         """Tensors at the top of a file that say something by being there (`v_pred`): all or none of a fact's names."""
         for fact, wanted in self.document["markers"].items():
-            match.options[fact] = all(n in self.view.root for n in wanted)
-            match.markers += [n for n in wanted if n in self.view.root]
+            found = [self._marked(n) for n in wanted]
+            match.options[fact] = all(found)
+            match.markers += [name for names_found in found for name in names_found]
 
     def _bind_packed(self) -> None:
         """Symbols only packed sides could tell: from how many values a byte holds, or the one value `where` leaves."""
@@ -166,6 +176,12 @@ class Solver:
                 elif len(fits) == 1:
                     self.symbols[symbol] = fits[0]
                 break
+
+    def _marked(self, name: str) -> list[str]:
+        root = self.view.root
+        if name.endswith("*"):
+            return [n for n in root if n.startswith(name[:-1])]
+        return [name] if name in root else []
 
     def _refusal(self) -> str:
         for symbol, allowed in self.document["where"].items():

@@ -163,12 +163,14 @@ def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[st
     places = Counter[tuple[str, int]]()  # by symbol and group: an optional half of a model must bind without the other
     for line in sorted(lines, key=lambda x: (x.group != -1, x.when != 1)):
         _run_probes(line.pattern, runs)
-        name = first_name(line.pattern)
-        if name is None:
-            continue
+        name: Any = first_name(line.pattern)
+        if name is None:  # an index is an expression (`body.{last+0}`): the name is known once the runs are
+            name = [line.pattern.format, [start for start, _, _ in line.pattern.ranges]]
         for shape in line.shapes or ():
             for axis, side in enumerate(shape):
-                if isinstance(side, str):
+                if isinstance(name, list) and side is not None:
+                    derived.append((line.group, name, axis, len(shape), side))
+                elif isinstance(side, str):
                     known = direct.setdefault(side, [])
                     if places[side, line.group] < _BINDERS and [name, axis, len(shape)] not in known:
                         known.append([name, axis, len(shape)])
