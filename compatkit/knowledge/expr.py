@@ -29,6 +29,7 @@ _BINARY: dict[type, str] = {
 }
 _COMPARE: dict[type, str] = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _FUNCTIONS = {"ceil_to": 2, "max": 2, "min": 2}
+_LONGEST = 400
 
 
 def parse(text: str | int, substitute: Mapping[str, Expr] | None = None) -> Expr:
@@ -46,6 +47,8 @@ def parse(text: str | int, substitute: Mapping[str, Expr] | None = None) -> Expr
 
 @lru_cache(maxsize=4096)
 def _tree(text: str) -> ast.expr:
+    if len(text) > _LONGEST:  # Python's parser recurses
+        raise ExprError(f"{text[:40]!r}… is too long for an expression")
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
@@ -69,9 +72,10 @@ def _compile(node: ast.expr, sub: Mapping[str, Expr], text: str) -> Expr:
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
         left, right = _compile(node.left, sub, text), _compile(node.comparators[0], sub, text)
         return fold([_COMPARE[type(node.ops[0])], left, right])
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
-        if len(node.args) == _FUNCTIONS[node.func.id] and not node.keywords:
-            return fold([node.func.id, *(_compile(a, sub, text) for a in node.args)])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        name, arguments = node.func.id, [_compile(a, sub, text) for a in node.args]
+        if len(arguments) == _FUNCTIONS.get(name):
+            return fold([name, *arguments])
     raise ExprError(f"{text!r}: {ast.unparse(node)!r} is not understood here")
 
 
@@ -175,5 +179,5 @@ def text(expr: Expr) -> str:
     if expr[0] in _FUNCTIONS:
         return f"{expr[0]}({', '.join(text(e) for e in expr[1:])})"
     if expr[0] == "not":
-        return f"not {text(expr[1])}"
+        return f"not ({text(expr[1])})" if isinstance(expr[1], list) else f"not {expr[1]}"
     return f" {expr[0]} ".join(f"({text(e)})" if isinstance(e, list) else str(e) for e in expr[1:]).replace(" * ", "*")
