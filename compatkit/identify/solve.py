@@ -239,10 +239,10 @@ class Solver:
         symbols = self.symbols
         if len(ranges) == 1:
             start, stop, step = ranges[0]
-            span = range(evaluate(start, symbols), evaluate(stop, symbols), step)
-            if len(span) > MAX_NAMES:
+            indexes = range(evaluate(start, symbols), evaluate(stop, symbols), step)
+            if len(indexes) > MAX_NAMES:
                 raise KeyError(format_)
-            return [format_ % i for i in span]
+            return [format_ % i for i in indexes]
         pattern = Pattern(format_, tuple(ranges))
         if count(pattern, symbols) > MAX_NAMES:
             raise KeyError(format_)
