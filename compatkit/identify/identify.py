@@ -29,7 +29,7 @@ WIDTH = 64
 def identify(
     header: Header, knowledge: Knowledge, *, force_role: str | None = None, assume: str | None = None
 ) -> list[Component]:
-    """The models in a header, largest first.
+    """The models in a header: diffusion models first, then the largest.
 
     `force_role` keeps only readings of that role; `assume` names a family to take the file for, whatever it looks like
     (every finding that rests on it then says so).
@@ -105,6 +105,8 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) 
 def _believable(match: Match, unpacked: Unpacked) -> bool:
     if match.refused or not match.matched:
         return False
+    if match.prefix and len(match.matched) < FEW_FOREIGN and len(match.matched) < FOREIGN_SHARE * len(unpacked.tensors):
+        return False  # a handful of names deep inside something else
     few_mismatched = 1 if match.expected >= 50 else 0
     return (
         len(match.missing) <= max(FEW_MISSING, MISSING_SHARE * match.expected)
@@ -173,7 +175,7 @@ def _choose(
         chosen.append((equal, min(next_best, key=_strangeness) if next_best else None))
         claimed |= {best.prefix + n for n in best.matched}
         good = [m for m in good if m not in rivals]
-    chosen.sort(key=lambda row: -len(row[0][0].matched))
+    chosen.sort(key=lambda row: (knowledge.members()[row[0][0].family]["role"] != "diffusion", -len(row[0][0].matched)))
     return chosen, rejected
 
 
