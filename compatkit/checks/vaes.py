@@ -40,6 +40,7 @@ def _pair(builder: Builder, diffusion: Part, vae: Part) -> None:
     if not theirs["spaces"] or theirs["channels"] is None or theirs["ndim"] is None:
         builder.stuck("vae", f"the latent space of {vae.fields['name']} is not known", blocks=True)
         return
+    ours = _meant_for(theirs, ours, diffusion)
     common = [s for s in ours["spaces"] if s in theirs["spaces"]]
     _sizes(ours, diffusion)
     for loader in builder.loaders:
@@ -69,6 +70,14 @@ def _side(part: Part, rules: Rules) -> dict[str, Any]:
         "channels": _first(part.number("latent_channels"), latent.get("channels")),
         "ndim": _first(part.number("latent_ndim"), latent.get("ndim")),
     }
+
+
+def _meant_for(vae: Mapping[str, Any], ours: dict[str, Any], diffusion: Part) -> dict[str, Any]:
+    """The latent of a model that makes several (a film and its sound) which this VAE decodes."""
+    for other in (diffusion.card.get("latent") or {}).get("more") or ():
+        if other["space"] in vae["spaces"]:
+            return {**ours, "spaces": [other["space"]], "channels": other["channels"], "ndim": other["ndim"]}
+    return ours
 
 
 def _spaces(part: Part, rules: Rules) -> list[str]:

@@ -61,7 +61,7 @@ CARD_KEYS = {
     "sources": list,
     "spaces": list,
 }
-LATENT_KEYS = ("space", "channels", "ndim", "downscale", "temporal", "patch", "scale_factor", "shift_factor", "also", "note")
+LATENT_KEYS = ("space", "channels", "ndim", "downscale", "temporal", "patch", "scale_factor", "shift_factor", "also", "more", "note")
 ENCODER_KEYS = ("kind", "taps", "into", "join", "optional", "alternatives", "vocab", "note")
 ROLES = (
     "diffusion", "text_encoder", "vae", "lora", "controlnet", "t2i_adapter", "ip_adapter", "style_model", "clip_vision",
