@@ -234,6 +234,8 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
     own = header.format == "gguf" or match.layout == "native"
     clean = not match.missing and not match.mismatched
     for runtime, entry in (card.get("runtimes") or {}).items():
+        if entry is None:
+            continue
         name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
         for condition, other in (entry.get("classes") or {}).items():
             name = other if _true(condition, match.symbols) else name

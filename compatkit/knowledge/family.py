@@ -153,7 +153,8 @@ def resolve_like(
         chain = []
     for key, value in data.items():
         if key in _MERGED and isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+            # null removes what the base says, but for a runtime it says that this one has no such model
+            merged[key] = {**merged[key], **copy.deepcopy(value)} if key == "runtimes" else _merge(merged[key], value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged, [*chain, (file, data)]
