@@ -1,8 +1,9 @@
 """Which grammars are worth trying on a header, and under which prefix.
 
-The signature index maps a few telling tensor names of every grammar to its number. Every name of the header is looked up
-as it stands and, unless that already explains the file, with its first segments cut off: so any prefix is found, known or
-not, and a checkpoint's parts with it. The cost follows the header's names and the grammars that share names with it.
+The signature index maps a few telling tensor names of every grammar to its number. Every name of the header is looked
+up as it stands (`at_root`) and, unless that already explains the file, with its first segments cut off
+(`under_prefixes`): so any prefix is found, known or not, and a checkpoint's parts with it. The cost follows the
+header's names and the grammars that share names with it, not the grammars there are.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from compatkit.identify.packing import Unpacked, View
+from compatkit.identify.packing import Unpacked
 
 #: A prefix has at most this many segments (`text_encoders.t5xxl.transformer.`, `model.diffusion_model.`).
 MAX_PREFIX = 5
+#: How many telling names were found of (prefix, grammar).
+Hits = Counter[tuple[str, int]]
 
 
 class Trial(NamedTuple):
@@ -27,41 +30,50 @@ class Trial(NamedTuple):
     hits: int
 
 
-def trials(unpacked: Unpacked, index: Mapping[str, Any], gguf: bool, views: dict[str, View]) -> Iterator[Trial]:
-    """Grammars in order of how many of their telling names are there, those the gates refuse left out."""
-    hits = _hits(unpacked, index["names"])
+def at_root(unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
+    """Grammars whose telling names stand in the header as they are."""
+    return _ordered(_root_hits(unpacked, index["names"]), unpacked, index)
+
+
+def under_prefixes(unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
+    """Grammars whose telling names stand in the header behind a prefix."""
+    return _ordered(_prefix_hits(unpacked, index["names"], index["heads"]), unpacked, index)
+
+
+def _ordered(hits: Hits, unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
+    """In order of how many of their telling names are there, those the gates refuse left out."""
     order = sorted(hits.items(), key=lambda row: (-row[1] / index["grammars"][row[0][1]][2], row[0]))
     for (prefix, number), count in order:
         family, layout, wanted, gates = index["grammars"][number]
-        if count * 2 < wanted:
-            continue
-        if prefix not in views:
-            views[prefix] = unpacked.view(prefix, gguf)
-        if all(_open(gate, views[prefix]) for gate in gates):
+        if count * 2 >= wanted and all(_open(gate, unpacked, prefix) for gate in gates):
             yield Trial(number, family, layout, prefix, count)
 
 
-def _hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Counter[tuple[str, int]]:
-    hits: Counter[tuple[str, int]] = Counter()
-    for name in unpacked.tensors:
-        if name in telling:
-            for number in telling[name]:
-                hits["", number] += 1
-    for name in unpacked.tensors:
-        at = name.find(".")
-        for _ in range(MAX_PREFIX):
-            if at < 0:
-                break
-            rest = name[at + 1 :]
-            if rest in telling:
-                for number in telling[rest]:
-                    hits[name[: at + 1], number] += 1
-            at = name.find(".", at + 1)
+def _root_hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Hits:
+    hits = Hits()
+    for name in unpacked.tensors.keys() & telling.keys():
+        for number in telling[name]:
+            hits["", number] += 1
     if unpacked.covers:  # packed modules hide their weights: count what they would show
         for name, numbers in telling.items():
-            if name not in unpacked.tensors and name.endswith(".weight") and _below(name, unpacked.covers):
+            if name.endswith(".weight") and name not in unpacked.tensors and _below(name, unpacked.covers):
                 for number in numbers:
                     hits["", number] += 1
+    return hits
+
+
+def _prefix_hits(unpacked: Unpacked, telling: Mapping[str, list[int]], heads: Mapping[str, list[str]]) -> Hits:
+    """Only names that go on, somewhere, with the two first segments of a telling name are looked at closely."""
+    hits = Hits()
+    for name in unpacked.tensors:
+        segments = name.split(".")
+        for at, segment in enumerate(segments[1 : MAX_PREFIX + 1], 1):
+            seconds = heads.get(segment)
+            if seconds is None or (segments[at + 1] if at + 1 < len(segments) else "") not in seconds:
+                continue
+            rest = ".".join(segments[at:])
+            for number in telling.get(rest, ()):
+                hits[name[: -len(rest)], number] += 1
     return hits
 
 
@@ -74,23 +86,23 @@ def _below(name: str, covers: set[str]) -> bool:
     return False
 
 
-def _open(gate: list[Any], view: View) -> bool:
+def _open(gate: list[Any], unpacked: Unpacked, prefix: str) -> bool:
     """Whether a `where` value of the family agrees with what the header shows, as far as a glance tells."""
     _, allowed, sides, runs = gate
+    tensors, loose = unpacked.tensors, unpacked.loose
     votes: Counter[bool] = Counter()
     for name, axis, rank in sides:
-        tensor = view.tensors.get(name)
-        if tensor is not None and len(tensor.shape) == rank and not (name in view.loose and axis == rank - 1):
+        tensor = tensors.get(prefix + name)
+        if tensor is not None and len(tensor.shape) == rank and not (axis == rank - 1 and prefix + name in loose):
             votes[tensor.shape[axis] in allowed] += 1
     for format_, starts, position, start, step in runs:
         index = list(starts)
         longest = max(allowed)
         index[position] = start + max(0, (longest - start - 1) // step) * step
-        last = format_ % tuple(index)
+        last = prefix + format_ % tuple(index)
         index[position] = start + -(-(longest - start) // step) * step
-        beyond = format_ % tuple(index)
-        if beyond in view.tensors:
+        if prefix + format_ % tuple(index) in tensors:  # one beyond the longest
             votes[False] += 1
         elif len(allowed) == 1 and longest > start:
-            votes[last in view.tensors or view.covered(last)] += 1
+            votes[last in tensors or (last.endswith(".weight") and _below(last, unpacked.covers))] += 1
     return not votes or votes[True] >= votes[False]

@@ -1,14 +1,14 @@
-"""Header -> the components it holds: tries grammars, keeps the best reading of every part, and says what is left over."""
+"""Header -> the components it holds: tries grammars, keeps the best reading of every part, says what is left over."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from compatkit.identify import metadata
-from compatkit.identify.candidates import trials
+from compatkit.identify.candidates import at_root, under_prefixes
 from compatkit.identify.component import build, unknown
 from compatkit.identify.packing import Packings, Unpacked, View
 from compatkit.identify.solve import Match, Solver
@@ -20,7 +20,7 @@ MISSING_SHARE, MISMATCH_SHARE = 0.01, 0.005
 #: … and at most this share of the file's tensors is foreign to it. Small models may still miss or add a few.
 FOREIGN_SHARE = 0.02
 FEW_MISSING, FEW_FOREIGN = 2, 12
-#: A family that is only a fallback must explain this share of the whole file: it never carves a part out of an unknown model.
+#: A fallback family must explain this share of the whole file: it never carves a part out of an unknown model.
 FALLBACK_SHARE = 0.9
 #: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
 WIDTH = 64
@@ -38,13 +38,14 @@ def identify(
     unpacked = packings.unpack(header)
     if assume is not None:
         return [_assumed(header, unpacked, packings, knowledge, assume)]
-    matches = _matches(header, unpacked, knowledge, force_role)
-    chosen, rejected = _choose(matches, unpacked, knowledge, header)
+    views: dict[str, View] = {}
+    matches = _matches(header, unpacked, knowledge, force_role, views)
+    chosen, rejected = _choose(matches, unpacked, knowledge, views)
     components = [build(header, unpacked, packings, knowledge, group, runner_up) for group, runner_up in chosen]
     claimed: set[str] = set()
     for group, _ in chosen:
-        claimed |= {group[0].prefix + n for n in group[0].matched} | {group[0].prefix + n for n in group[0].foreign}
-        claimed.update(group[0].markers)
+        claimed |= _full_names(group[0])
+        claimed.update([group[0].prefix + n for n in group[0].foreign], group[0].markers)
     tolerated = [p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]]
     left = [n for n in unpacked.tensors if n not in claimed and not any(fnmatch.fnmatchcase(n, p) for p in tolerated)]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
@@ -55,24 +56,41 @@ def identify(
     return components
 
 
-def _matches(header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str | None) -> list[Match]:
-    views: dict[str, View] = {}
+def _matches(
+    header: Header, unpacked: Unpacked, knowledge: Knowledge, role: str | None, views: dict[str, View]
+) -> list[Match]:
+    """Every reading worth a look. Prefixes are searched only in files that no grammar explains as they stand."""
     out: list[Match] = []
     members = knowledge.members()
-    found = list(trials(unpacked, knowledge.index, header.format == "gguf", views))
-    found.sort(key=lambda t: _is_fallback(t.family, knowledge))
-    for trial in found:
-        if role and members[trial.family]["role"] != role:
-            continue
-        if _is_fallback(trial.family, knowledge) and any(_explains(m, unpacked) for m in out):
+    for search in (at_root, under_prefixes):
+        found = sorted(search(unpacked, knowledge.index), key=lambda t: _is_fallback(t.family, knowledge))
+        for trial in found:
+            if role and members[trial.family]["role"] != role:
+                continue
+            if _is_fallback(trial.family, knowledge) and any(_explains(m, unpacked) for m in out):
+                break
+            document = knowledge.grammar(trial.family)
+            refusal = _metadata_refuses(document["metadata"], header, trial.layout == next(iter(document["layouts"])))
+            if refusal:
+                continue
+            if trial.prefix not in views:
+                views[trial.prefix] = unpacked.view(trial.prefix, header.format == "gguf")
+            out.append(Solver(document, trial.layout, views[trial.prefix]).solve())
+        if any(_is_whole(m, unpacked) and not _is_fallback(m.family, knowledge) for m in out):
             break
-        document = knowledge.grammar(trial.family)
-        refusal = _metadata_refuses(document["metadata"], header, trial.layout == next(iter(document["layouts"])))
-        if refusal:
-            continue
-        match = Solver(document, trial.layout, views[trial.prefix]).solve()
-        out.append(match)
     return out
+
+
+def _is_whole(match: Match, unpacked: Unpacked) -> bool:
+    """Whether this reading leaves no tensor of the file over, and misses none."""
+    if match.refused or match.missing or match.mismatched:
+        return False
+    own = match.matched.union(match.markers) if match.markers else match.matched
+    return unpacked.tensors.keys() <= own
+
+
+def _full_names(match: Match) -> set[str]:
+    return {match.prefix + n for n in match.matched} if match.prefix else match.matched
 
 
 def _is_fallback(family: str, knowledge: Knowledge) -> bool:
@@ -129,41 +147,37 @@ def _extends(match: Match, unpacked: Unpacked) -> bool:
 
 
 def _choose(
-    matches: list[Match], unpacked: Unpacked, knowledge: Knowledge, header: Header
+    matches: list[Match], unpacked: Unpacked, knowledge: Knowledge, views: Mapping[str, View]
 ) -> tuple[list[tuple[list[Match], Match | None]], list[Match]]:
     """For every part of the file the readings that fit it best (several where headers are equal), and the next best."""
-    names_under: dict[str, list[str]] = {}
     good: list[Match] = []
     rejected: list[Match] = []
-    claimed: set[str] = set()
-    prefixes = {m.prefix for m in matches if not m.refused}
-    for match in sorted(matches, key=lambda m: -len(m.matched)):
+    prefixes: set[str] = set()  # of believable readings: what stands under one is not foreign to a model around it
+    for match in sorted(matches, key=lambda m: (-len(m.prefix), -len(m.matched))):
         if match.refused:
             rejected.append(match)
             continue
-        under = names_under.setdefault(match.prefix, [n for n in unpacked.tensors if n.startswith(match.prefix)])
-        others = tuple(p for p in prefixes if p != match.prefix and len(p) > len(match.prefix))
-        n = len(match.prefix)
-        own = match.matched | set(match.markers)
-        match.foreign = [x[n:] for x in under if x[n:] not in own and not x.startswith(others)]
+        match.foreign = _foreign(match, views[match.prefix], prefixes)
         _tolerate(match, knowledge)
         if _is_fallback(match.family, knowledge) and len(match.matched) < FALLBACK_SHARE * len(unpacked.tensors):
             rejected.append(match)
         elif _believable(match, unpacked):
             good.append(match)
+            prefixes.add(match.prefix)
         else:
             rejected.append(match)
     fallback = {m.family: _is_fallback(m.family, knowledge) for m in good}
     # of equal readings an exact family's counts first, then the one under the shortest prefix
     good.sort(key=lambda m: (m.distance - len(m.matched), fallback[m.family], m.distance, len(m.prefix)))
     chosen: list[tuple[list[Match], Match | None]] = []
+    claimed: set[str] = set()
     while good:
         best = good[0]
-        own = {best.prefix + n for n in best.matched}
-        if len(own & claimed) * 10 > len(own):
+        if claimed and len(_full_names(best) & claimed) * 10 > len(best.matched):
             good.pop(0)
             continue
-        rivals = [m for m in good if m.prefix == best.prefix and len(own & {m.prefix + n for n in m.matched}) * 2 > len(own)]
+        half = len(best.matched) / 2
+        rivals = [m for m in good if m.prefix == best.prefix and len(best.matched & m.matched) > half]
         rivals.sort(key=lambda m: (m.distance, fallback[m.family], -len(m.matched)))
         best = rivals[0]
         rank = (best.distance, fallback[best.family], len(best.matched))
@@ -173,10 +187,21 @@ def _choose(
             m for m in rejected if m.prefix == best.prefix
         ]
         chosen.append((equal, min(next_best, key=_strangeness) if next_best else None))
-        claimed |= {best.prefix + n for n in best.matched}
-        good = [m for m in good if m not in rivals]
+        good = [m for m in good if not any(m is r for r in rivals)]
+        if good:
+            claimed |= _full_names(best)
     chosen.sort(key=lambda row: (knowledge.members()[row[0][0].family]["role"] != "diffusion", -len(row[0][0].matched)))
     return chosen, rejected
+
+
+def _foreign(match: Match, view: View, prefixes: Iterable[str]) -> list[str]:
+    """Names beside the model's own, but for those under a longer prefix, which are another model's."""
+    own = match.matched.union(match.markers) if match.markers else match.matched
+    if view.tensors.keys() <= own:
+        return []
+    n = len(match.prefix)
+    others = tuple(p[n:] for p in prefixes if len(p) > n and p.startswith(match.prefix))
+    return [x for x in view.tensors if x not in own and not x.startswith(others)]
 
 
 def _strangeness(match: Match) -> tuple[int, int]:

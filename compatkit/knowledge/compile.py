@@ -215,7 +215,16 @@ def signature_index(families: list[Family]) -> dict[str, Any]:
         # where every tensor is optional (a VAE's two halves), a quarter of the names is enough to try
         wanted = len(chosen) if any(line.group == -1 for line in layout.lines) else -(-len(chosen) // 2)
         entries.append([family.id, layout.name, wanted, _gates(family, layout)])
-    return {"grammars": entries, "names": names}
+    return {"grammars": entries, "names": names, "heads": _heads(names)}
+
+
+def _heads(names: Iterable[str]) -> dict[str, list[str]]:
+    """First segment -> second segments of the telling names ("" for a name of one): what a prefix may be followed by."""
+    heads: dict[str, set[str]] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        heads.setdefault(first, set()).add(rest.partition(".")[0])
+    return {first: sorted(seconds) for first, seconds in heads.items()}
 
 
 def _plain_names(lines: list[Line]) -> dict[str, int]:
