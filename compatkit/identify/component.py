@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -213,7 +213,9 @@ def parameters(unpacked: Unpacked, names: Iterable[str], match: Match, knowledge
 def _expected_elements(names: list[str], match: Match, knowledge: Knowledge) -> int:
     from compatkit.identify.shapes import expected_shapes
 
-    shapes = expected_shapes(knowledge.grammar(match.family), match.layout, match.symbols, match.options)
+    # a symbol whose only tensor is missing from the file counts as 0: its side is unknown, not an error
+    symbols = defaultdict(int, match.symbols)
+    shapes = expected_shapes(knowledge.grammar(match.family), match.layout, symbols, match.options)
     total = 0
     for name in names:
         n = 1
