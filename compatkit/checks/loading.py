@@ -79,6 +79,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         "family": at_least(loader.version, str(since) if since else None, loader.table),
         "family_since": since,
         "becomes": entry.get("class") or entry.get("te_model") or entry.get("vae_class"),
+        "misread": _misread(part, loader, table),
         **_prefix(part, table, entry),
         **_architecture(part, table, version),
         **_scheme(part, loader, rules),
@@ -95,6 +96,18 @@ def _entry(part: Part, loader: Loader, table: Mapping[str, Any]) -> Mapping[str,
     main = runtimes.get(loader.name)
     helper = runtimes.get(str(table.get("id"))) if table is not loader.table else None
     return {**(main if isinstance(main, Mapping) else {}), **(helper if isinstance(helper, Mapping) else {})}
+
+
+def _misread(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
+    """The class of another model that the runtime takes these tensors for, as observed; "" where it does not."""
+    observed = (part.card.get("misread") or {}).get(loader.name) or {}
+    if part.fields["layout"] in observed:
+        return str(observed[part.fields["layout"]])
+    runtimes = part.card.get("runtimes") or {}
+    main, helper = runtimes.get(loader.name), runtimes.get(str(table.get("id")))
+    if table is loader.table or not isinstance(main, Mapping) or not isinstance(helper, Mapping):
+        return ""
+    return next((str(helper[k]) for k in ("class", "te_model") if k in helper and helper[k] != main.get(k)), "")
 
 
 def _format(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:

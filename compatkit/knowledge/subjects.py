@@ -91,6 +91,7 @@ LOADING = _fields(
     family=("yes", "whether this version knows the family: yes, no, unknown"),
     family_since=(None, "since which version"),
     becomes=(None, "what it makes of the file: its class"),
+    misread=("", "the class of another model that it takes the file for"),
     tokenizer=("none", "whether the tokenizer it wants in the file is there: yes, no, unknown, none (it wants none)"),
     tokenizer_tensor=(None, "the tensor that would hold it"),
     error=("", "the error it raises"),
