@@ -44,6 +44,7 @@ CARD_KEYS = {
     "role": str,
     "released": (str, int),
     "abstract": bool,
+    "fallback": bool,
     "facts": dict,
     "latent": dict,
     "text_encoders": list,
@@ -54,6 +55,7 @@ CARD_KEYS = {
     "dtypes": dict,
     "sampling": dict,
     "runtimes": dict,
+    "misread": dict,
     "tokenizer": dict,
     "values": list,
     "targets": dict,
@@ -69,7 +71,7 @@ ROLES = (
     "face_adapter", "hypernetwork", "detector", "other",
 )  # fmt: skip
 #: Not handed down through `like`.
-_OWN = {"id", "title", "released", "siblings", "examples", "abstract", "add", "drop", "like", "notes", "signature"}
+_OWN = {"id", "title", "released", "siblings", "examples", "abstract", "fallback", "add", "drop", "like", "notes", "signature"}
 _MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata", "markers"}
 
 
