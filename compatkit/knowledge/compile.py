@@ -108,6 +108,8 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
     for family in families:
         documents[f"families/{family.id}.json"] = family_document(family)
         members[family.id] = {"role": family.card["role"], "abstract": bool(family.card.get("abstract"))}
+        if family.card.get("fallback"):
+            members[family.id]["fallback"] = True
         for sibling in family.card.get("siblings") or {}:
             shared = {"role": family.card["role"], "sibling_of": family.id}
             members[sibling] = members.get(sibling, shared)  # one with a file of its own keeps it
@@ -197,7 +199,8 @@ def _run_probes(pattern: Pattern, runs: dict[str, list[Any]]) -> None:
             if step == 1 and probes and probes[0][4] != 1:
                 probes.clear()
             same_start = sum(p[3] == start for p in probes)  # interleaved runs end with the one that starts last
-            if (len(probes) < _BINDERS or (step > 1 and same_start < 2)) and (step == 1 or not probes or probes[0][4] != 1):
+            room = len(probes) < _BINDERS or (step > 1 and same_start < 2)
+            if room and (step == 1 or not probes or probes[0][4] != 1):
                 probes.append(probe)
 
 
