@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 Level = Literal["error", "warning", "info"]
@@ -33,10 +34,7 @@ class Tensor(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements the shape declares (1 for a scalar)."""
-        n = 1
-        for side in self.shape:
-            n *= side
-        return n
+        return prod(self.shape)
 
 
 class FileProblem(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 from compatkit.identify import metadata
@@ -30,8 +31,8 @@ def build(
     match = equal[0]
     families = _all_families(equal, knowledge)
     card = knowledge.family(families[0])
-    names = [match.prefix + n for n in match.matched]
-    in_file = {unpacked.original.get(n, n) for n in names}
+    names = {match.prefix + n for n in match.matched} if match.prefix else match.matched
+    in_file = {unpacked.original.get(n, n) for n in names} if unpacked.original else names
     tensors = {n: t for n, t in header.tensors.items() if n in in_file}
     facts = solved_facts(match, families, knowledge)
     return Component(
@@ -44,9 +45,9 @@ def build(
         also=tuple(families[1:]),
         layout="gguf" if header.format == "gguf" else match.layout,
         prefix=match.prefix,
-        quantization=quantization(header, unpacked, packings, match.prefix, tensors),
+        quantization=quantization(header, unpacked, packings, tensors),
         parameters=parameters(unpacked, names, match, knowledge),
-        key_groups=key_groups(n[len(match.prefix) :] for n in in_file),
+        key_groups=key_groups(tensors, match.prefix),
         loads_as=loads_as(card, match, header),
         facts=facts,
         evidence=evidence(match, unpacked, knowledge),
@@ -84,7 +85,7 @@ def unknown(
         also=(),
         layout="unknown",
         prefix="",
-        quantization=quantization(header, unpacked, packings, "", tensors),
+        quantization=quantization(header, unpacked, packings, tensors),
         parameters=sum(unpacked.tensors[n].elements for n in names if n in unpacked.tensors),
         key_groups=key_groups(names),
         loads_as={},
@@ -178,36 +179,41 @@ def latent_facts(cards: Iterable[Mapping[str, Any]], symbols: Mapping[str, int])
     return out
 
 
-def quantization(
-    header: Header, unpacked: Unpacked, packings: Packings, prefix: str, tensors: Mapping[str, Tensor]
-) -> Quantization:
+def quantization(header: Header, unpacked: Unpacked, packings: Packings, tensors: Mapping[str, Tensor]) -> Quantization:
     """How these tensors are stored: dtype counts over the file's own tensors, the packing's id, effective bits."""
-    dtypes = Counter(t.dtype for t in tensors.values())
+    dtypes = Counter([t.dtype for t in tensors.values()])
     scheme = packings.scheme(unpacked, dtypes)
     name = scheme.get("id", "none")
-    packed = [d for d in dtypes if d not in _FLOATS]
-    if name == "none" and header.format == "gguf" and packed:
-        name = max(packed, key=lambda d: sum(t.nbytes for t in tensors.values() if t.dtype == d))
-    elements = sum(t.elements for t in tensors.values())
-    bits = scheme.get("bits") or (
-        round(8 * sum(t.nbytes for t in tensors.values()) / elements, 2) if elements else None
-    )
-    return Quantization(name, dict(dtypes.most_common()), bits)
+    if name == "none" and header.format == "gguf":
+        name = _widest(tensors) or name
+    elements = _elements(tensors.values())
+    bits = scheme.get("bits")
+    if not bits and elements:
+        bits = round(8 * sum([t.nbytes for t in tensors.values()]) / elements, 2)
+    return Quantization(name, dict(dtypes.most_common()), bits or None)
+
+
+def _widest(tensors: Mapping[str, Tensor]) -> str:
+    """The packed type that takes the most bytes, or ''."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.dtype not in _FLOATS:
+            sizes[tensor.dtype] += tensor.nbytes
+    return max(sizes, key=lambda d: sizes[d], default="")
+
+
+def _elements(tensors: Iterable[Tensor]) -> int:
+    return sum(map(prod, [t.shape for t in tensors]))
 
 
 def parameters(unpacked: Unpacked, names: Iterable[str], match: Match, knowledge: Knowledge) -> int:
     """Logical parameters: packed tensors count with the shape the grammar expects of them."""
-    total = 0
-    missing_shape: list[str] = []
-    for name in names:
-        tensor = unpacked.tensors.get(name)
-        if tensor is None or name in unpacked.loose:
-            missing_shape.append(name[len(match.prefix) :])
-        else:
-            total += tensor.elements
-    if missing_shape:
-        total += _expected_elements(missing_shape, match, knowledge)
-    return total
+    tensors, loose = unpacked.tensors, unpacked.loose
+    if not loose and not unpacked.covers:
+        return _elements([tensors[n] for n in names])
+    hidden = [n for n in names if n in loose or n not in tensors]
+    total = _elements([tensors[n] for n in names if n in tensors and n not in loose])
+    return total + _expected_elements([n[len(match.prefix) :] for n in hidden], match, knowledge) if hidden else total
 
 
 def _expected_elements(names: list[str], match: Match, knowledge: Knowledge) -> int:
@@ -225,9 +231,11 @@ def _expected_elements(names: list[str], match: Match, knowledge: Knowledge) -> 
     return total
 
 
-def key_groups(names: Iterable[str]) -> dict[str, int]:
-    """Tensors by first segment, most first."""
-    return dict(Counter(n.partition(".")[0] for n in names).most_common())
+def key_groups(names: Iterable[str], prefix: str = "") -> dict[str, int]:
+    """Tensors by first segment under the prefix: most first, whatever their order in the file."""
+    n = len(prefix)
+    counts = Counter([name[n:].partition(".")[0] for name in names])
+    return dict(sorted(counts.items(), key=lambda row: (-row[1], row[0])))
 
 
 def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str, str | None]:
@@ -278,7 +286,8 @@ def evidence(match: Match, unpacked: Unpacked, knowledge: Knowledge) -> tuple[st
             names.append(max(places, key=lambda p: p[2])[0])
     if len(names) < _EVIDENCE:
         index = knowledge.index
-        names += sorted(n for n, g in index["names"].items() if n in match.matched and _names(index, g, match))
+        telling = index["names"]
+        names += sorted(n for n in match.matched & telling.keys() if _names(index, telling[n], match))
     return tuple(f"{n} {list(_shape(unpacked, match.prefix + n))}" for n in list(dict.fromkeys(names))[:_EVIDENCE])
 
 
