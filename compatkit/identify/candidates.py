@@ -8,6 +8,7 @@ header's names and the grammars that share names with it, not the grammars there
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from compatkit.identify.packing import Unpacked
 
 #: A prefix has at most this many segments (`text_encoders.t5xxl.transformer.`, `model.diffusion_model.`).
 MAX_PREFIX = 5
+#: Fewer names than this, and a smaller share of the file's, are no model of their own behind a prefix.
+HANDFUL, HANDFUL_SHARE = 12, 0.02
 #: How many telling names were found of (prefix, grammar).
 Hits = Counter[tuple[str, int]]
 
@@ -42,11 +45,22 @@ def under_prefixes(unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Tri
 
 def _ordered(hits: Hits, unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
     """In order of how many of their telling names are there, those the gates refuse left out."""
-    order = sorted(hits.items(), key=lambda row: (-row[1] / index["grammars"][row[0][1]][2], row[0]))
-    for (prefix, number), count in order:
-        family, layout, wanted, gates = index["grammars"][number]
-        if count * 2 >= wanted and all(_open(gate, unpacked, prefix) for gate in gates):
+    grammars = index["grammars"]
+    enough = {key: count for key, count in hits.items() if count * 2 >= grammars[key[1]][2]}
+    small = _small({prefix for prefix, _ in enough}, unpacked)
+    for (prefix, number), count in sorted(enough.items(), key=lambda row: (-row[1] / grammars[row[0][1]][2], row[0])):
+        family, layout, _, gates = grammars[number]
+        if prefix not in small and all(_open(gate, unpacked, prefix) for gate in gates):
             yield Trial(number, family, layout, prefix, count)
+
+
+def _small(prefixes: set[str], unpacked: Unpacked) -> set[str]:
+    """Prefixes under which only a handful of the file's names stand: a module, not a model."""
+    if prefixes <= {""}:
+        return set()
+    names = sorted(unpacked.tensors)
+    least = min(HANDFUL, HANDFUL_SHARE * len(names))
+    return {p for p in prefixes if p and bisect_left(names, f"{p[:-1]}/") - bisect_left(names, p) < least}
 
 
 def _root_hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Hits:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from compatkit.identify import metadata
-from compatkit.identify.candidates import at_root, under_prefixes
+from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, at_root, under_prefixes
 from compatkit.identify.component import build, unknown
 from compatkit.identify.packing import Packings, Unpacked, View
 from compatkit.identify.solve import Match, Solver
@@ -123,7 +123,7 @@ def _metadata_refuses(wanted: dict[str, Any], header: Header, own_layout: bool) 
 def _believable(match: Match, unpacked: Unpacked) -> bool:
     if match.refused or not match.matched:
         return False
-    if match.prefix and len(match.matched) < FEW_FOREIGN and len(match.matched) < FOREIGN_SHARE * len(unpacked.tensors):
+    if match.prefix and len(match.matched) < min(HANDFUL, HANDFUL_SHARE * len(unpacked.tensors)):
         return False  # a handful of names deep inside something else
     few_mismatched = 1 if match.expected >= 50 else 0
     return (
@@ -221,9 +221,7 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
     return (str(knowledge.family(family).get("released", "9999")), family)
 
 
-def _assumed(
-    header: Header, unpacked: Unpacked, packings: Packings, knowledge: Knowledge, family: str
-) -> Component:
+def _assumed(header: Header, unpacked: Unpacked, packings: Packings, knowledge: Knowledge, family: str) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
     prefixes: Iterable[str] = {"", *_common_prefixes(unpacked)}
