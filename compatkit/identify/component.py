@@ -72,7 +72,8 @@ def unknown(
     role: str | None,
 ) -> Component:
     """A component for tensors no grammar explains, with the nearest reading and why it was not believed."""
-    nearest = min(rejected, key=lambda m: (bool(m.refused), m.distance), default=None)
+    looked_alike = [m for m in rejected if m.matched or m.refused]
+    nearest = min(looked_alike, key=lambda m: (bool(m.refused), m.distance), default=None)
     inside = set(names)
     tensors = {n: t for n, t in header.tensors.items() if unpacked.logical(n) in inside}
     return Component(
