@@ -70,9 +70,9 @@ def _range(inside: str, sub: Mapping[str, Expr]) -> Range:
         if len(bounds) > 3:
             raise ExprError(f"{{{inside}}}: at most start..stop..step")
         start = parse(bounds[0], sub) if bounds[0].strip() else 0
-        step = int(bounds[2]) if len(bounds) == 3 else 1
-        if step < 1:
-            raise ExprError(f"{{{inside}}}: the step must be 1 or more")
+        step = parse(bounds[2], sub) if len(bounds) == 3 else 1
+        if not isinstance(step, int) or step < 1:
+            raise ExprError(f"{{{inside}}}: the step must be a number, 1 or more")
         return (start, parse(bounds[1], sub), step)
     index = parse(inside, sub)
     if _SYMBOL.match(inside):
