@@ -1,7 +1,7 @@
 """From the tree of a family file to its lines: name pattern, shape, group, condition.
 
-Parts are macros over expressions: they are expanded here, symbolically, so that nothing of them is left when a header is
-solved.
+Parts are macros over expressions: they are expanded here, symbolically, so that nothing of them is left when a header
+is solved.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Part:
 Complain = Callable[[tuple[Hashable, ...], str], Exception]
 
 
-def parse_parts(data: Mapping[str, Any], complain: Complain, where: tuple[Hashable, ...] = ("parts",)) -> dict[str, Part]:
+def parse_parts(
+    data: Mapping[str, Any], complain: Complain, where: tuple[Hashable, ...] = ("parts",)
+) -> dict[str, Part]:
     """`{"lin(o, i)": body}` -> parts by name."""
     parts: dict[str, Part] = {}
     for head, body in data.items():
@@ -104,7 +106,9 @@ class Expansion:
             elif isinstance(tree, str) and (match := _CALL.match(tree)):
                 self._call(match[1], _arguments(match[2]), where, name, sub or {}, group, when, depth)
             else:
-                raise self.complain(where, f"expected a shape like [o, i], a part like lin(o, i), or a mapping; got {tree!r}")
+                raise self.complain(
+                    where, f"expected a shape like [o, i], a part like lin(o, i), or a mapping; got {tree!r}"
+                )
         except ExprError as e:
             raise self.complain(where, str(e)) from None
 
@@ -121,7 +125,7 @@ class Expansion:
     ) -> None:
         key, _, condition = key.partition(" if ")
         if condition:
-            test = parse(condition, sub)
+            test = self._parse(condition, sub, where)
             if test == 0:
                 return
             when = when if test == 1 else test if when == 1 else ["and", when, test]
@@ -159,8 +163,14 @@ class Expansion:
         if len(arguments) != len(part.parameters):
             wanted = f"{part_name}({', '.join(part.parameters)})"
             raise self.complain(where, f"{wanted} takes {len(part.parameters)} arguments, got {len(arguments)}")
-        bound = {p: parse(a, sub) for p, a in zip(part.parameters, arguments, strict=True)}
+        bound = {p: self._parse(a, sub, where) for p, a in zip(part.parameters, arguments, strict=True)}
         self.tree(part.body, where, name, {**sub, **bound}, group, when, depth + 1)
+
+    def _parse(self, text: Any, sub: Mapping[str, Expr], where: tuple[Hashable, ...]) -> Expr:
+        try:
+            return parse(text, sub)
+        except ExprError as e:
+            raise self.complain(where, str(e)) from None
 
 
 def _arguments(text: str) -> list[str]:
