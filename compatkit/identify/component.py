@@ -31,10 +31,13 @@ def build(
     match = equal[0]
     families = _all_families(equal, knowledge)
     card = knowledge.family(families[0])
-    names = {match.prefix + n for n in match.matched} if match.prefix else match.matched
+    own = match.matched.union(match.tolerated) if card.get("fallback") else match.matched
+    names = {match.prefix + n for n in own} if match.prefix else own
     in_file = {unpacked.original.get(n, n) for n in names} if unpacked.original else names
     tensors = {n: t for n, t in header.tensors.items() if n in in_file}
     facts = solved_facts(match, families, knowledge)
+    if "architecture" in card:
+        facts["architecture"] = str(header.metadata.get("general.architecture") or card["architecture"])
     return Component(
         source=header.source,
         format=header.format,
@@ -242,11 +245,14 @@ def key_groups(names: Iterable[str], prefix: str = "") -> dict[str, int]:
 def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str, str | None]:
     """What each runtime makes of the file as it stands (`runtimes` of the card)."""
     out: dict[str, str | None] = {}
-    own = header.format == "gguf" or match.layout == "native"
+    own = match.layout == "native" or (header.format == "gguf" and match.layout != "gguf")
     clean = not match.missing and not match.mismatched
-    for runtime, entry in (card.get("runtimes") or {}).items():
+    runtimes = card.get("runtimes") or {}
+    for runtime, entry in runtimes.items():
         if entry is None:
             continue
+        helper = runtimes.get(f"{runtime}-gguf") if header.format == "gguf" else None
+        entry = {**entry, **(helper or {})}  # a helper that opens GGUF files for a runtime may make another class of them
         name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
         for condition, other in (entry.get("classes") or {}).items():
             name = other if _true(condition, match.symbols) else name

@@ -20,8 +20,10 @@ MISSING_SHARE, MISMATCH_SHARE = 0.01, 0.005
 #: … and at most this share of the file's tensors is foreign to it. Small models may still miss or add a few.
 FOREIGN_SHARE = 0.02
 FEW_MISSING, FEW_FOREIGN = 2, 12
-#: A fallback family must explain this share of the whole file: it never carves a part out of an unknown model.
-FALLBACK_SHARE = 0.9
+#: A fallback family must explain this share of the whole file: it never carves a part out of an unknown model …
+FALLBACK_SHARE = 0.98
+#: … and an exact family that reads this share of the file, and is not refused, keeps it from being believed.
+NEAR_SHARE = 0.5
 #: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
 WIDTH = 64
 
@@ -45,7 +47,7 @@ def identify(
     claimed: set[str] = set()
     for group, _ in chosen:
         claimed |= _full_names(group[0])
-        claimed.update([group[0].prefix + n for n in group[0].foreign], group[0].markers)
+        claimed.update([group[0].prefix + n for n in (*group[0].foreign, *group[0].tolerated)], group[0].markers)
     tolerated = [p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]]
     left = [n for n in unpacked.tensors if n not in claimed and not any(fnmatch.fnmatchcase(n, p) for p in tolerated)]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
@@ -159,16 +161,15 @@ def _choose(
             continue
         match.foreign = _foreign(match, views[match.prefix], prefixes)
         _tolerate(match, knowledge)
-        if _is_fallback(match.family, knowledge) and len(match.matched) < FALLBACK_SHARE * len(unpacked.tensors):
-            rejected.append(match)
-        elif _believable(match, unpacked):
+        if _believable(match, unpacked):
             good.append(match)
-            prefixes.add(match.prefix)
+            if not _is_fallback(match.family, knowledge):
+                prefixes.add(match.prefix)
         else:
             rejected.append(match)
-    fallback = {m.family: _is_fallback(m.family, knowledge) for m in good}
-    # of equal readings an exact family's counts first, then the one under the shortest prefix
-    good.sort(key=lambda m: (m.distance - len(m.matched), fallback[m.family], m.distance, len(m.prefix)))
+    good = _without_fallbacks(good, rejected, unpacked, knowledge)
+    # of equal readings the one under the shortest prefix counts first
+    good.sort(key=lambda m: (m.distance - len(m.matched), m.distance, len(m.prefix)))
     chosen: list[tuple[list[Match], Match | None]] = []
     claimed: set[str] = set()
     while good:
@@ -178,10 +179,9 @@ def _choose(
             continue
         half = len(best.matched) / 2
         rivals = [m for m in good if m.prefix == best.prefix and len(best.matched & m.matched) > half]
-        rivals.sort(key=lambda m: (m.distance, fallback[m.family], -len(m.matched)))
+        rivals.sort(key=lambda m: (m.distance, -len(m.matched)))
         best = rivals[0]
-        rank = (best.distance, fallback[best.family], len(best.matched))
-        equal = [m for m in rivals if (m.distance, fallback[m.family], len(m.matched)) == rank]
+        equal = [m for m in rivals if (m.distance, len(m.matched)) == (best.distance, len(best.matched))]
         equal.sort(key=lambda m: _age(m.family, knowledge))
         next_best = [m for m in rivals if m.family not in {e.family for e in equal}] + [
             m for m in rejected if m.prefix == best.prefix
@@ -202,6 +202,31 @@ def _foreign(match: Match, view: View, prefixes: Iterable[str]) -> list[str]:
     n = len(match.prefix)
     others = tuple(p[n:] for p in prefixes if len(p) > n and p.startswith(match.prefix))
     return [x for x in view.tensors if x not in own and not x.startswith(others)]
+
+
+def _without_fallbacks(
+    good: list[Match], rejected: list[Match], unpacked: Unpacked, knowledge: Knowledge
+) -> list[Match]:
+    """Readings as a mere kind of model count only where no exact family reads the file, or no more than a part of it.
+
+    One that tolerates most of a file gives way to an exact family that is only damaged, too: then nothing is known.
+    """
+    exact = [m for m in good if not _is_fallback(m.family, knowledge)]
+    enough = NEAR_SHARE * len(unpacked.tensors)
+    if len(exact) == len(good) or any(len(m.matched) >= enough for m in exact):
+        return exact
+    near = any(
+        not m.refused and len(m.matched) >= enough and not _is_fallback(m.family, knowledge) for m in rejected
+    )
+    kept = []
+    for match in good:
+        explained = len(match.matched) + (0 if near else len(match.tolerated))
+        if not _is_fallback(match.family, knowledge) or explained >= FALLBACK_SHARE * len(unpacked.tensors):
+            kept.append(match)
+        else:
+            match.refused = "that explains only a part of the file"
+            rejected.append(match)
+    return kept
 
 
 def _strangeness(match: Match) -> tuple[int, int]:

@@ -45,6 +45,7 @@ CARD_KEYS = {
     "released": (str, int),
     "abstract": bool,
     "fallback": bool,
+    "architecture": str,
     "facts": dict,
     "latent": dict,
     "text_encoders": list,
@@ -71,7 +72,10 @@ ROLES = (
     "face_adapter", "hypernetwork", "detector", "other",
 )  # fmt: skip
 #: Not handed down through `like`.
-_OWN = {"id", "title", "released", "siblings", "examples", "abstract", "fallback", "add", "drop", "like", "notes", "signature"}
+_OWN = {
+    "id", "title", "released", "siblings", "examples", "abstract", "fallback", "architecture", "add", "drop", "like",
+    "notes", "signature",
+}  # fmt: skip
 _MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata", "markers"}
 
 
@@ -118,6 +122,8 @@ def check_keys(file: RuleFile) -> None:
     for key, value in file.data.items():
         if key not in known:
             raise file.error((key,), f"unknown key {key!r}{nearest(str(key), known)}")
+        if value is None and "like" in file.data:
+            continue  # what the base says of it does not hold here
         if not isinstance(value, known[key]):  # type: ignore[arg-type]
             raise file.error((key,), f"{key} has the wrong type: {type(value).__name__}")
     for key in ("id", "role"):
@@ -157,6 +163,8 @@ def resolve_like(
         if key in _MERGED and isinstance(value, dict) and isinstance(merged.get(key), dict):
             # null removes what the base says, but for a runtime it says that this one has no such model
             merged[key] = {**merged[key], **copy.deepcopy(value)} if key == "runtimes" else _merge(merged[key], value)
+        elif value is None:
+            merged.pop(key, None)
         else:
             merged[key] = copy.deepcopy(value)
     return merged, [*chain, (file, data)]
