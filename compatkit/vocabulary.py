@@ -38,6 +38,14 @@ class Tensor(NamedTuple):
 
 
 class FileProblem(NamedTuple):
+class ValueRead(NamedTuple):
+    """A small tensor whose bytes were read, beyond the header: which, how many bytes, and what they said."""
+
+    tensor: str
+    bytes: int
+    says: str = ""
+
+
     """Why a file cannot be believed: a `file/…` finding in the making.
 
     `rule` is the finding's id ("file/truncated"), `message` one sentence that says what, where and which bytes,
@@ -98,7 +106,8 @@ class RulesError(Exception):
 class Quantization:
     """How the weights are stored. `scheme` is "none", "mixed" or a packing's id; `dtypes` counts tensors by dtype name.
 
-    `bits` is effective bits per logical parameter, `None` if it cannot be told.
+    `bits` is effective bits per logical parameter, scales and other companions counted, `None` if it cannot be told.
+    `formats` counts packed weights by packing: what a mix is made of.
     """
 
     scheme: str
@@ -106,6 +115,7 @@ class Quantization:
     bits: float | None = None
     notes: tuple[str, ...] = ()
 
+    formats: Mapping[str, int] = field(default_factory=dict)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -127,7 +137,8 @@ class Component:
 
     `family` is the oldest of header-identical families, the others stand in `also`; `None` means unknown.
     `tensors` are those of this component, under their names in the file. `declared` is what a config beside the file
-    says of it: "class", and for a part of a diffusers folder "part", "pipeline".
+    says of it: "class", and for a part of a diffusers folder "part", "pipeline". `values_read` are the small tensors that
+    were looked into.
     """
 
     source: str
@@ -157,6 +168,7 @@ class Component:
     assumed: bool = False
     declared: Mapping[str, str] = field(default_factory=dict)
 
+    values_read: tuple[ValueRead, ...] = ()
     @property
     def families(self) -> tuple[str, ...]:
         """Every family the header allows, oldest first."""

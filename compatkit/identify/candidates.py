@@ -103,11 +103,11 @@ def _below(name: str, covers: set[str]) -> bool:
 def _open(gate: list[Any], unpacked: Unpacked, prefix: str) -> bool:
     """Whether a `where` value of the family agrees with what the header shows, as far as a glance tells."""
     _, allowed, sides, runs = gate
-    tensors, loose = unpacked.tensors, unpacked.loose
+    tensors, hidden = unpacked.tensors, unpacked.hidden
     votes: Counter[bool] = Counter()
     for name, axis, rank in sides:
         tensor = tensors.get(prefix + name)
-        if tensor is not None and len(tensor.shape) == rank and not (axis == rank - 1 and prefix + name in loose):
+        if tensor is not None and len(tensor.shape) == rank and not hidden(prefix + name, axis, rank):
             votes[tensor.shape[axis] in allowed] += 1
     for format_, starts, position, start, step in runs:
         index = list(starts)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import prod
 from typing import Any
 
-from compatkit.identify import metadata
-from compatkit.identify.packing import Packings, Unpacked
+from compatkit.identify import metadata, stored
+from compatkit.identify.packing import Unpacked
 from compatkit.identify.solve import Match
 from compatkit.knowledge.expr import evaluate
 from compatkit.knowledge.store import Knowledge
-from compatkit.vocabulary import Candidate, Component, Header, Quantization, Tensor
+from compatkit.vocabulary import Candidate, Component, Header
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _EVIDENCE = 6
 _LISTED = 200
 
@@ -22,7 +20,6 @@ _LISTED = 200
 def build(
     header: Header,
     unpacked: Unpacked,
-    packings: Packings,
     knowledge: Knowledge,
     equal: list[Match],
     runner_up: Match | None,
@@ -35,6 +32,8 @@ def build(
     names = {match.prefix + n for n in own} if match.prefix else own
     in_file = {unpacked.original.get(n, n) for n in names} if unpacked.original else names
     tensors = {n: t for n, t in header.tensors.items() if n in in_file}
+    hidden = stored.hidden_elements(unpacked, names, match, knowledge)
+    count = stored.parameters(unpacked, names, hidden, match.prefix)
     facts = solved_facts(match, families, knowledge)
     if "architecture" in card:
         facts["architecture"] = str(header.metadata.get("general.architecture") or card["architecture"])
@@ -48,8 +47,8 @@ def build(
         also=tuple(families[1:]),
         layout="gguf" if header.format == "gguf" else match.layout,
         prefix=match.prefix,
-        quantization=quantization(header, unpacked, packings, tensors),
-        parameters=parameters(unpacked, names, match, knowledge),
+        quantization=stored.quantization(header, unpacked, tensors, count, hidden, match.prefix),
+        parameters=count,
         key_groups=key_groups(tensors, match.prefix),
         loads_as=loads_as(card, match, header),
         facts=facts,
@@ -68,7 +67,6 @@ def build(
 def unknown(
     header: Header,
     unpacked: Unpacked,
-    packings: Packings,
     knowledge: Knowledge,
     names: list[str],
     rejected: list[Match],
@@ -79,6 +77,7 @@ def unknown(
     nearest = min(looked_alike, key=lambda m: (bool(m.refused), m.distance), default=None)
     inside = set(names)
     tensors = {n: t for n, t in header.tensors.items() if unpacked.logical(n) in inside}
+    count = stored.unmatched_parameters(unpacked, names)
     return Component(
         source=header.source,
         format=header.format,
@@ -89,8 +88,8 @@ def unknown(
         also=(),
         layout="unknown",
         prefix="",
-        quantization=quantization(header, unpacked, packings, tensors),
-        parameters=sum(unpacked.tensors[n].elements for n in names if n in unpacked.tensors),
+        quantization=stored.quantization(header, unpacked, tensors, count, {}),
+        parameters=count,
         key_groups=key_groups(names),
         loads_as={},
         facts={},
@@ -181,58 +180,6 @@ def latent_facts(cards: Iterable[Mapping[str, Any]], symbols: Mapping[str, int])
     if spaces:
         out["latent_space"] = spaces
     return out
-
-
-def quantization(header: Header, unpacked: Unpacked, packings: Packings, tensors: Mapping[str, Tensor]) -> Quantization:
-    """How these tensors are stored: dtype counts over the file's own tensors, the packing's id, effective bits."""
-    dtypes = Counter([t.dtype for t in tensors.values()])
-    scheme = packings.scheme(unpacked, dtypes)
-    name = scheme.get("id", "none")
-    if name == "none" and header.format == "gguf":
-        name = _widest(tensors) or name
-    elements = _elements(tensors.values())
-    bits = scheme.get("bits")
-    if not bits and elements:
-        bits = round(8 * sum([t.nbytes for t in tensors.values()]) / elements, 2)
-    return Quantization(name, dict(dtypes.most_common()), bits or None)
-
-
-def _widest(tensors: Mapping[str, Tensor]) -> str:
-    """The packed type that takes the most bytes, or ''."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors.values():
-        if tensor.dtype not in _FLOATS:
-            sizes[tensor.dtype] += tensor.nbytes
-    return max(sizes, key=lambda d: sizes[d], default="")
-
-
-def _elements(tensors: Iterable[Tensor]) -> int:
-    return sum(map(prod, [t.shape for t in tensors]))
-
-
-def parameters(unpacked: Unpacked, names: Iterable[str], match: Match, knowledge: Knowledge) -> int:
-    """Logical parameters: packed tensors count with the shape the grammar expects of them."""
-    tensors, loose = unpacked.tensors, unpacked.loose
-    if not loose and not unpacked.covers:
-        return _elements([tensors[n] for n in names])
-    hidden = [n for n in names if n in loose or n not in tensors]
-    total = _elements([tensors[n] for n in names if n in tensors and n not in loose])
-    return total + _expected_elements([n[len(match.prefix) :] for n in hidden], match, knowledge) if hidden else total
-
-
-def _expected_elements(names: list[str], match: Match, knowledge: Knowledge) -> int:
-    from compatkit.identify.shapes import expected_shapes
-
-    # a symbol whose only tensor is missing from the file counts as 0: its side is unknown, not an error
-    symbols = defaultdict(int, match.symbols)
-    shapes = expected_shapes(knowledge.grammar(match.family), match.layout, symbols, match.options)
-    total = 0
-    for name in names:
-        n = 1
-        for side in shapes.get(name) or ():
-            n *= side or 1
-        total += n
-    return total
 
 
 def key_groups(names: Iterable[str], prefix: str = "") -> dict[str, int]:

@@ -11,6 +11,7 @@ from compatkit.identify import metadata
 from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, at_root, under_prefixes
 from compatkit.identify.component import build, unknown
 from compatkit.identify.packing import Packings, Unpacked, View
+from compatkit.identify.schemes import Reader
 from compatkit.identify.solve import Match, Solver
 from compatkit.knowledge.store import Knowledge
 from compatkit.vocabulary import Component, Header
@@ -29,21 +30,26 @@ WIDTH = 64
 
 
 def identify(
-    header: Header, knowledge: Knowledge, *, force_role: str | None = None, assume: str | None = None
+    header: Header,
+    knowledge: Knowledge,
+    *,
+    force_role: str | None = None,
+    assume: str | None = None,
+    read: Reader | None = None,
 ) -> list[Component]:
     """The models in a header: diffusion models first, then the largest.
 
     `force_role` keeps only readings of that role; `assume` names a family to take the file for, whatever it looks like
-    (every finding that rests on it then says so).
+    (every finding that rests on it then says so). `read` gives the bytes of small tensors, where a few of them tell
+    more than the header does; without it only the header counts.
     """
-    packings = Packings(knowledge.table("packings"))
-    unpacked = packings.unpack(header)
+    unpacked = Packings(knowledge.table("packings")).unpack(header, read)
     if assume is not None:
-        return [_assumed(header, unpacked, packings, knowledge, assume)]
+        return [_assumed(header, unpacked, knowledge, assume)]
     views: dict[str, View] = {}
     matches = _matches(header, unpacked, knowledge, force_role, views)
     chosen, rejected = _choose(matches, unpacked, knowledge, views)
-    components = [build(header, unpacked, packings, knowledge, group, runner_up) for group, runner_up in chosen]
+    components = [build(header, unpacked, knowledge, group, runner_up) for group, runner_up in chosen]
     claimed: set[str] = set()
     for group, _ in chosen:
         claimed |= _full_names(group[0])
@@ -52,7 +58,7 @@ def identify(
     left = [n for n in unpacked.tensors if n not in claimed and not any(fnmatch.fnmatchcase(n, p) for p in tolerated)]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
-        components.append(unknown(header, unpacked, packings, knowledge, part, rejected, force_role))
+        components.append(unknown(header, unpacked, knowledge, part, rejected, force_role))
     elif left:
         components[0] = replace(components[0], foreign=components[0].foreign + tuple(left))
     return components
@@ -246,7 +252,9 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
     return (str(knowledge.family(family).get("released", "9999")), family)
 
 
-def _assumed(header: Header, unpacked: Unpacked, packings: Packings, knowledge: Knowledge, family: str) -> Component:
+def _assumed(
+    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str
+) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
     prefixes: Iterable[str] = {"", *_common_prefixes(unpacked)}
@@ -257,7 +265,7 @@ def _assumed(header: Header, unpacked: Unpacked, packings: Packings, knowledge: 
             readings.append(match)
     best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
     best.family = family
-    component = build(header, unpacked, packings, knowledge, [best], None)
+    component = build(header, unpacked, knowledge, [best], None)
     return replace(component, family=family, also=(), assumed=True)
 
 

@@ -7,13 +7,26 @@ zero points) is left out only where its weight exists, and a packed side never b
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from compatkit.identify.schemes import (
+    MARKER,
+    MARKER_METADATA,
+    Marker,
+    Reader,
+    Schemes,
+    Signs,
+    flat,
+    metadata_markers,
+    pack,
+    read_markers,
+)
 from compatkit.vocabulary import Header, Tensor
 
+#: An element of a packed weight holds at most so many values.
+MOST_PACKED = 16
 _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"})
 
 
@@ -21,9 +34,10 @@ _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"}
 class View:
     """The logical tensors under one prefix of a header.
 
-    `root` is the whole file, whatever the prefix. `loose` names have a packed last side, which holds `pack` values a
-    byte (0: not known); `covers` are modules whose weights are packed under other names, so that any tensor expected
-    below them counts as there.
+    `root` is the whole file, whatever the prefix. `loose` names have a packed last side, `opaque` ones among them no
+    side of the model's at all; `covers` are modules whose weights are packed under other names, so that any tensor
+    expected below them counts as there. `counts`: how many values a loose tensor or the weights of a covered module
+    hold.
     """
 
     prefix: str
@@ -32,7 +46,12 @@ class View:
     covers: frozenset[str] | set[str] = frozenset()
     gguf: bool = False
     root: Mapping[str, Tensor] = field(default_factory=dict)
-    pack: int = 0
+    opaque: frozenset[str] | set[str] = frozenset()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def hidden(self, name: str, axis: int, rank: int) -> bool:
+        """Whether a side of a tensor is packed, so that it does not tell the model's."""
+        return name in self.loose and (axis == rank - 1 or name in self.opaque)
 
     def covered(self, name: str) -> bool:
         """Whether `name` lies below a module that packs its weights away. Norms and biases stay outside."""
@@ -50,7 +69,7 @@ class View:
         for want in wanted:
             if len(shape) == len(want) and all(w is None or w == s for w, s in zip(want, shape, strict=True)):
                 return True
-            if loose and want and _packs(shape, want):
+            if loose and want and _packs(shape, want, name in self.opaque):
                 return True
             if self.gguf and _squeezed(shape) == _squeezed(want):
                 return True
@@ -63,11 +82,11 @@ class View:
         return next((n for n in self.tensors if fnmatch.fnmatchcase(n, pattern)), "")
 
 
-def _packs(shape: tuple[int, ...], want: tuple[int | None, ...]) -> bool:
+def _packs(shape: tuple[int, ...], want: tuple[int | None, ...], flat: bool) -> bool:
     """Rows as wanted and a last side that divides the wanted one; or everything flattened."""
     if not shape or any(s == 0 for s in shape):
         return False
-    if len(shape) == len(want):
+    if len(shape) == len(want) and not flat:
         last = want[-1]
         rows = all(w is None or w == s for w, s in zip(want[:-1], shape[:-1], strict=True))
         return rows and (last is None or last % shape[-1] == 0)
@@ -77,42 +96,67 @@ def _packs(shape: tuple[int, ...], want: tuple[int | None, ...]) -> bool:
     stored = 1
     for side in shape:
         stored *= side
-    return total % stored == 0
+    # an odd number of halves leaves one over; a scheme may pad its last block
+    return total % stored == 0 or (flat and stored < total <= MOST_PACKED * stored)
 
 
 def _squeezed(shape: Iterable[int | None]) -> list[int | None]:
     return [s for s in shape if s != 1]
 
 
+class _Companion(NamedTuple):
+    """A tensor beside a weight: its suffix, the weight's, whether weights vanish, weight dtypes it counts beside."""
+
+    suffix: str
+    weight: str
+    covers: bool
+    beside: frozenset[str]
+
+
 @dataclass(slots=True)
 class Unpacked:
     """A header seen through the packings: logical tensors, and what gave the packings away.
 
-    `found` counts companions by suffix; `original` maps a logical name to the one in the file where they differ.
+    `beside` lists, for each packed weight under its name in the file, the (suffix, dtype) of what stands beside it, and
+    `companions` names each companion's weight; `candidates` are the entries it may be an instance of. `original` maps a
+    logical name to the one in the file where they differ. `counts`: values in a packed weight, or below a covered
+    module.
     """
 
     tensors: dict[str, Tensor]
+    schemes: Schemes
     loose: set[str] = field(default_factory=set)
+    opaque: set[str] = field(default_factory=set)
     covers: set[str] = field(default_factory=set)
-    found: dict[str, int] = field(default_factory=dict)
-    companions: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    companions: dict[str, str] = field(default_factory=dict)
+    top: set[str] = field(default_factory=set)
+    candidates: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
     original: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
-    pack: int = 0
 
     def logical(self, name: str) -> str:
         """The logical name of a tensor in the file."""
         return self.renamed.get(name, name)
 
+    def hidden(self, name: str, axis: int, rank: int) -> bool:
+        """Whether a side of a tensor is packed, so that it does not tell the model's."""
+        return name in self.loose and (axis == rank - 1 or name in self.opaque)
+
     def view(self, prefix: str, gguf: bool) -> View:
         """The logical tensors whose names start with `prefix`, without it."""
         if not prefix:
-            return View("", self.tensors, self.loose, self.covers, gguf, self.tensors, self.pack)
+            return View("", self.tensors, self.loose, self.covers, gguf, self.tensors, self.opaque, self.counts)
         n = len(prefix)
         inside = {k[n:]: t for k, t in self.tensors.items() if k.startswith(prefix)}
-        loose = {k[n:] for k in self.loose if k.startswith(prefix)}
-        covers = {k[n:] for k in self.covers if k.startswith(prefix)}
-        return View(prefix, inside, loose, covers, gguf, self.tensors, self.pack)
+        loose, opaque, covers = (
+            {k[n:] for k in s if k.startswith(prefix)} for s in (self.loose, self.opaque, self.covers)
+        )
+        counts = {k[n:]: c for k, c in self.counts.items() if k.startswith(prefix)}
+        return View(prefix, inside, loose, covers, gguf, self.tensors, opaque, counts)
 
 
 class Packings:
@@ -120,81 +164,109 @@ class Packings:
 
     def __init__(self, schemes: Sequence[Mapping[str, Any]]) -> None:
         self.schemes = schemes
-        self._by_last: dict[str, list[tuple[str, str, bool]]] = {}  # last segment -> [(suffix, its weight, covers)]
+        self._by_last: dict[str, list[_Companion]] = {}
         self._top: set[str] = set()
+        self._weights: dict[str, list[str]] = {}  # last segment -> what else a weight may be called
         for scheme in schemes:
             weight = scheme.get("weight", "weight")
+            covers = bool(scheme.get("covers"))
             for suffix in scheme.get("companions", ()):
                 rows = self._by_last.setdefault(suffix.rpartition(".")[2], [])
-                row = (suffix, weight, bool(scheme.get("covers")))
+                row = _Companion(suffix, weight, covers, frozenset(scheme.get("beside", ())))
                 if row not in rows:
                     rows.append(row)
             self._top.update(scheme.get("top_level", ()))
-        weights = {s["weight"] for s in schemes if "weight" in s and not s.get("covers")}
-        self._special = {*self._by_last, *self._top, *weights}
+            if "weight" in scheme and not covers:
+                names = self._weights.setdefault(weight.rpartition(".")[2], [])
+                if weight not in names:
+                    names.append(weight)
+        self._special = {*self._by_last, *self._top, *self._weights}
 
-    def unpack(self, header: Header) -> Unpacked:
-        """Leave out companions, rename packed weights, note packed sides and covered modules."""
-        out = Unpacked(dict(header.tensors))
+    def unpack(self, header: Header, read: Reader | None = None) -> Unpacked:
+        """Leave out companions, rename packed weights, note packed sides and covered modules.
+
+        `read` gives the bytes of small tensors; without it markers say nothing and the dtypes decide.
+        """
+        top: set[str] = set()
+        out = Unpacked(dict(header.tensors), Schemes(self.schemes, header.metadata, top), top=top)
         special = self._special
         for name, tensor in header.tensors.items():
             last = name[name.rfind(".") + 1 :]
             if last not in special:
                 if tensor.dtype in _PACKED_DTYPES and last == "weight":
                     out.loose.add(name)
-            elif last in self._by_last:
-                self._companion(name, self._by_last[last], header.tensors, out)
-            elif last in self._top:
-                self._drop(name, last, out)
-            else:
-                self._rename(name, last, out)
+            elif not (
+                last in self._by_last and self._companion(name, tensor, self._by_last[last], header.tensors, out)
+            ):
+                if last in self._top:
+                    out.tensors.pop(name, None)
+                    out.top.add(last)
+                elif last in self._weights:
+                    self._rename(name, tensor, self._weights[last], out)
         if header.format == "gguf":
             self._original_shapes(header, out)
-        if out.loose:
-            dtypes = Counter(header.tensors[out.original.get(n, n)].dtype for n in out.loose)
-            out.pack = self.scheme(out, dtypes).get("pack", 0)
+        if out.beside:
+            self._settle(header, out, read)
         return out
 
     @staticmethod
-    def _drop(name: str, suffix: str, out: Unpacked) -> None:
-        out.tensors.pop(name, None)
-        out.found[suffix] = out.found.get(suffix, 0) + 1
-        out.companions += 1
-
     def _companion(
-        self, name: str, rows: list[tuple[str, str, bool]], tensors: Mapping[str, Tensor], out: Unpacked
-    ) -> None:
-        for suffix, weight, covers in rows:
+        name: str, tensor: Tensor, rows: list[_Companion], tensors: Mapping[str, Tensor], out: Unpacked
+    ) -> bool:
+        for suffix, weight, covers, beside in rows:
             if name != suffix and not name.endswith(f".{suffix}"):
                 continue
             module = name[: -len(suffix)]  # with its dot
-            if f"{module}{weight}" not in tensors:
+            packed = f"{module}{weight}"
+            owner = tensors.get(packed)
+            if owner is None or (beside and owner.dtype not in beside):
                 continue
-            self._drop(name, suffix, out)
+            out.tensors.pop(name, None)
+            out.companions[name] = packed
+            out.beside.setdefault(packed, []).append((suffix, tensor.dtype))
             if covers:
                 out.covers.add(module[:-1])
-            return
+            return True
+        return False
 
     @staticmethod
-    def _rename(name: str, last: str, out: Unpacked) -> None:
-        logical = f"{name[: -len(last)]}weight"
-        if logical not in out.tensors:
-            out.tensors[logical] = out.tensors.pop(name)
-            out.original[logical] = name
-            out.renamed[name] = logical
-            out.loose.add(logical)
-            out.found[last] = out.found.get(last, 0) + 1
+    def _rename(name: str, tensor: Tensor, weights: list[str], out: Unpacked) -> None:
+        for weight in weights:
+            logical = f"{name[: -len(weight)]}weight"
+            if (name == weight or name.endswith(f".{weight}")) and logical not in out.tensors:
+                out.tensors[logical] = out.tensors.pop(name)
+                out.original[logical] = name
+                out.renamed[name] = logical
+                out.loose.add(logical)
+                out.beside.setdefault(name, []).append((weight, tensor.dtype))
+                return
 
-    def scheme(self, unpacked: Unpacked, dtypes: Mapping[str, int]) -> Mapping[str, Any]:
-        """The first scheme of the file whose marks are all there; empty for plain weights."""
-        for scheme in self.schemes:
-            marks = scheme.get("has", ())
-            if any(m not in unpacked.found for m in marks):
+    @staticmethod
+    def _settle(header: Header, out: Unpacked, read: Reader | None) -> None:
+        """Name each packed weight's scheme, and what follows from it: which sides hold, how many values there are."""
+        said = _markers(header, out, read)
+        for packed, beside in out.beside.items():
+            dtype = header.tensors[packed].dtype
+            marker = said.get(packed)
+            entries = out.schemes.of(Signs(dtype, tuple(beside), marker.format if marker else None))
+            logical = out.logical(packed)
+            out.candidates[packed] = entries
+            if marker and marker.notes:
+                out.notes[packed] = marker.notes
+            if not entries:
                 continue
-            wanted = scheme.get("dtypes")
-            if (marks or wanted) and (not wanted or any(d in dtypes for d in wanted)):
-                return scheme
-        return {}
+            entry = entries[0]
+            if entry.get("covers"):
+                count = header.tensors.get(f"{packed.rpartition('.')[0]}.{entry.get('count')}")
+                if count is not None:
+                    out.counts[packed.rpartition(".")[0]] = count.elements
+                continue
+            if flat(entry, dtype):
+                out.loose.add(logical)
+                out.opaque.add(logical)
+            values = pack(entry, dtype)
+            if logical in out.loose and values:
+                out.counts[logical] = header.tensors[packed].elements * values
 
     @staticmethod
     def _original_shapes(header: Header, out: Unpacked) -> None:
@@ -208,3 +280,21 @@ class Packings:
                     n *= side
                 if n == tensor.elements:
                     out.tensors[name[len(key) :]] = tensor._replace(shape=shape)
+
+
+def _markers(header: Header, out: Unpacked, read: Reader | None) -> dict[str, Marker]:
+    """Packed weight -> what its marker says: a tensor of JSON beside it, or the file's metadata."""
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    said: dict[str, Marker] = {}
+    listed = metadata_markers(header.metadata) if MARKER_METADATA in header.metadata else {}
+    for packed, beside in out.beside.items():
+        module = packed.rpartition(".")[0]
+        if module in listed:
+            said[packed] = listed[module]
+        elif read is not None and any(suffix == MARKER for suffix, _ in beside):
+            name = f"{module}.{MARKER}"
+            kinds.setdefault((header.tensors[packed].dtype, *beside, header.tensors[name].nbytes), []).append(name)
+    if kinds and read is not None:
+        heard, out.reads = read_markers(kinds, read)
+        said.update({out.companions[name]: marker for name, marker in heard.items()})
+    return said

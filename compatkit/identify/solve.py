@@ -18,7 +18,6 @@ from compatkit.knowledge.patterns import Pattern, count, names
 MAX_RUN = 4096
 #: Nor does one line of any grammar stand for more tensors than this.
 MAX_NAMES = 200_000
-_BYTES = frozenset({"U8", "I8", "F4"})
 
 
 @dataclass(slots=True)
@@ -113,19 +112,26 @@ class Solver:
         return False
 
     def _bind_sides(self) -> None:
-        tensors, loose = self.view.tensors, self.view.loose
+        tensors, hidden = self.view.tensors, self.view.hidden
         for symbol, places in self.spec["bind"].items():
             votes: Counter[int] = Counter()
             for name, axis, rank in places:
                 tensor = tensors.get(name)
-                if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
+                if tensor is None or len(tensor.shape) != rank or hidden(name, axis, rank):
                     continue
                 votes[tensor.shape[axis]] += 1
             if votes:
                 value, _ = votes.most_common(1)[0]
                 # a symbol that is also a run's length keeps the length the names say
                 self.symbols.setdefault(symbol, value)
-        self._bind_packed()
+        self._derive()
+        wanted = [*self.spec["bind"], *(row[0] for row in self.spec["derive"])]
+        if (self.view.loose or self.view.covers) and not all(s in self.symbols for s in wanted):
+            self._bind_packed()
+
+    def _derive(self) -> None:
+        """Symbols that only stand inside expressions."""
+        tensors, hidden = self.view.tensors, self.view.hidden
         for _ in range(3):
             progress = False
             for symbol, name, axis, rank, expr in self.spec["derive"]:
@@ -134,7 +140,7 @@ class Solver:
                 if not isinstance(name, str):
                     name = self._computed(*name)
                 tensor = tensors.get(name)
-                if tensor is None or len(tensor.shape) != rank or (name in loose and axis == rank - 1):
+                if tensor is None or len(tensor.shape) != rank or hidden(name, axis, rank):
                     continue
                 solved = solve_for(expr, symbol, tensor.shape[axis], self.symbols)
                 if solved is not None:
@@ -158,10 +164,12 @@ class Solver:
             match.markers += [name for names_found in found for name in names_found]
 
     def _bind_packed(self) -> None:
-        """Symbols only packed sides could tell: from how many values a byte holds, or the one value `where` leaves."""
-        tensors, loose, pack = self.view.tensors, self.view.loose, self.view.pack
-        if not loose:
-            return
+        """Symbols only packed sides could tell: from how many values are packed, or the one value `where` leaves."""
+        from compatkit.identify.counts import bind
+
+        tensors, loose = self.view.tensors, self.view.loose
+        if self.view.counts:
+            bind(self.spec, self.view, self.symbols)
         for symbol, places in self.spec["bind"].items():
             if symbol in self.symbols:
                 continue
@@ -171,11 +179,10 @@ class Solver:
                     continue
                 stored = tensor.shape[axis]
                 fits = [v for v in self.document["where"].get(symbol, ()) if stored and v % stored == 0]
-                if pack and tensor.dtype in _BYTES:
-                    self.symbols[symbol] = stored * pack
-                elif len(fits) == 1:
+                if len(fits) == 1:
                     self.symbols[symbol] = fits[0]
                 break
+        self._derive()
 
     def _marked(self, name: str) -> list[str]:
         root = self.view.root
@@ -218,8 +225,9 @@ class Solver:
                 line_names = self._names(format_, ranges)
                 wanted = [self._sides(s) for s in shapes] if shapes is not None else None
             except KeyError:
-                row.missing.append(format_.replace("%d", "0"))
-                row.expected += 1
+                if not self._hidden_line(format_, ranges, row):
+                    row.missing.append(format_.replace("%d", "0"))
+                    row.expected += 1
                 continue
             self._line(line_names, wanted, row)
         self._keep(found.pop(), match)
@@ -282,6 +290,21 @@ class Solver:
             elif wanted is not None and not self.view.fits(name, tensor.shape, wanted, name in self.view.loose):
                 row.mismatched.append(name)
         row.names += [n for n in line_names if n not in gone] if gone else line_names
+
+    def _hidden_line(self, format_: str, ranges: list[Any], row: _Found) -> bool:
+        """A line whose shape is not known, but whose tensors are all packed away: they are there, of whatever size."""
+        if not (self.view.covers or self.view.loose):
+            return False
+        try:
+            line_names = self._names(format_, ranges)
+        except KeyError:
+            return False
+        tensors = self.view.tensors
+        if not all(n in self.view.loose if n in tensors else self.view.covered(n) for n in line_names):
+            return False
+        row.expected += len(line_names)
+        row.names += line_names
+        return True
 
     def _settle_groups(self, groups: list[Any], found: list[_Found], match: Match) -> None:
         """Keep the optional groups that are (mostly) there; of a choice's alternatives the one that is there most."""
