@@ -6,13 +6,13 @@ A map is a list of operations, each anchored on whole segments of a name:
     - split:  {from: "**.attention.qkv", to: ["**.attention.to_q", "**.attention.to_k", "**.attention.to_v"]}
     - fuse:   {from: ["**.q", "**.k"], to: "**.qk"}
     - drop:   ["**.rope.freqs"]          # own tensors that this layout has not
-    - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged (values only); `{name: rows}`: only where it has them
+    - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged; `{name: rows}`: where it has so many
     - reshape: {"**.proj_in.weight": [o, i], "**.attn.q.weight": ["@0", "@1"]}   # `@0`: the tensor's own first side
     - add:    {tree}                     # tensors only this layout has
 
 `{i}` stands for one index, `*` for one segment, `**` (first only) for any leading segments; what follows the match is
-kept. `split` takes `rows` (sizes) where the pieces are unequal. A `to` index may be computed from a literal one: `{3-i}`.
-Operations apply in order, each to the names the ones before it made.
+kept. `split` takes `rows` (sizes) where the pieces are unequal. A `to` index may be computed from a literal one:
+`{3-i}`. Operations apply in order, each to the names the ones before it made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
 class Origin:
     """Where a mapped line's tensors come from: lines of the family's own layout, and how they are cut or joined.
 
-    `how` is "copy", "rows" (rows `start` .. `start + size` of the source), "cat" (sources joined by rows), "swap" or "new".
+    `how` is "copy", "rows" (rows `start` .. `start + size` of the sources joined), "cat" (the sources joined by rows),
+    "swap" (the halves of the source exchanged) or "new".
     """
 
     sources: tuple[int, ...]
@@ -58,6 +59,12 @@ class Matcher:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        captures = [t.strip() for t in _TOKEN.findall(text)]
+        odd = next((c for c in captures if not c.isidentifier()), None)
+        if odd is not None:
+            raise ExprError(f"{text!r}: {{{odd}}} must be a name; an index is computed on the other side")
+        if len(set(captures)) < len(captures) or text.split(".").count("*") > 1:
+            raise ExprError(f"{text!r}: every index needs a name of its own, and * may stand once")
         segments = text.split(".")
         self.anywhere = segments[0] == "**"
         self.segments = segments[1:] if self.anywhere else segments
@@ -144,15 +151,31 @@ def apply(
                 matchers = [Matcher(str(p)) for p in argument]
                 mapped = [m for m in mapped if not any(x.match(m.line.pattern.format) for x in matchers)]
             elif kind == "swap":
-                mapped = [replace(m, origin=replace(m.origin, how="swap")) if _swaps(argument, m) else m for m in mapped]
+                mapped = [_swapped(m) if _swaps(argument, m) else m for m in mapped]
             else:
                 for source, shape in argument.items():
                     mapped = _reshape(Matcher(str(source)), shape, mapped)
         except ExprError as e:
             raise complain((*at, kind), str(e)) from None
-        except (AttributeError, TypeError, KeyError):
+        except (AttributeError, TypeError, KeyError, ValueError):
             raise complain((*at, kind), f"{kind} is not written as the documentation of key maps says") from None
+    twin = _twin(mapped)
+    if twin:
+        raise complain(where, f"two tensors would be called {twin!r}")
     return mapped
+
+
+def _twin(mapped: list[Mapped]) -> str:
+    """A name that two tensors would have, or ''."""
+    seen: dict[str, set[str]] = {}
+    for m in mapped:
+        if m.line.group < 0 and m.line.when == 1:
+            indexes = str(m.line.pattern.ranges) if m.line.pattern.ranges else ""
+            others = seen.setdefault(m.line.pattern.format, set())
+            if indexes in others:
+                return m.line.pattern.format.replace("%d", "{}")
+            others.add(indexes)
+    return ""
 
 
 def _named(line: Line, name: str) -> Line:
@@ -170,6 +193,13 @@ def _swaps(argument: list[Any], m: Mapped) -> bool:
                 if rows is None or first == parse(rows):
                     return True
     return False
+
+
+def _swapped(m: Mapped) -> Mapped:
+    turned = {"copy": "swap", "swap": "copy", "new": "new"}.get(m.origin.how)
+    if turned is None:
+        raise ExprError(f"{m.line.pattern.format!r} is cut or joined: swap it before that")
+    return replace(m, origin=replace(m.origin, how=turned))
 
 
 def _rename(matcher: Matcher, target: str, mapped: list[Mapped]) -> list[Mapped]:
@@ -195,17 +225,32 @@ def _split(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
         for target, size in zip(targets, parts, strict=True):
             shapes = tuple((size, *shape[1:]) for shape in m.line.shapes)
             line = replace(_named(m.line, render(target, *found)), shapes=shapes)
-            out.append(Mapped(line, Origin(m.origin.sources, "rows", start, size)))
+            out.append(Mapped(line, _cut(m, start, size)))
             start = parse(0) if size is None else _plus(start, size)
     return out
 
 
+def _cut(m: Mapped, start: Expr, size: Expr) -> Origin:
+    """The origin of some rows of `m`, which may itself be cut or joined."""
+    if m.origin.how == "new":
+        return m.origin
+    if m.origin.how == "swap":
+        raise ExprError(f"{m.line.pattern.format!r} is swapped: split it before that")
+    return Origin(m.origin.sources, "rows", _plus(m.origin.start, start), size)
+
+
 def _plus(a: Expr, b: Expr) -> Expr:
-    return b if a == 0 else a + b if isinstance(a, int) and isinstance(b, int) else ["+", a, b]
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    return b if a == 0 else a if b == 0 else ["+", a, b]
 
 
 def _divide(rows: Expr, n: int) -> Expr:
+    if rows is None:
+        return None
     if isinstance(rows, int):
+        if rows % n:
+            raise ExprError(f"{rows} rows do not split into {n} equal parts: say `rows`")
         return rows // n
     if isinstance(rows, list) and rows[0] == "*" and rows[1] == n:
         return rows[2]
@@ -214,23 +259,26 @@ def _divide(rows: Expr, n: int) -> Expr:
 
 def _fuse(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
     matchers, target = [Matcher(p) for p in argument["from"]], argument["to"]
-    waiting: dict[str, dict[int, Mapped]] = {}
+    waiting: dict[tuple[str, str, int, str], dict[int, Mapped]] = {}
     out: list[Mapped] = []
     for m in mapped:
         for position, matcher in enumerate(matchers):
             found = matcher.match(m.line.pattern.format)
             if found:
                 name = render(target, *found)
-                pieces = waiting.setdefault(name, {})
+                key = (name, str(m.line.pattern.ranges), m.line.group, str(m.line.when))
+                pieces = waiting.setdefault(key, {})
+                if position in pieces:
+                    raise ExprError(f"{m.line.pattern.format!r} is there twice")
                 pieces[position] = m
                 if len(pieces) == len(matchers):
                     out.append(_joined(name, [pieces[i] for i in range(len(matchers))]))
-                    del waiting[name]
+                    del waiting[key]
                 break
         else:
             out.append(m)
     if waiting:
-        name, pieces = next(iter(waiting.items()))
+        (name, _, _, _), pieces = next(iter(waiting.items()))
         raise ExprError(f"fuse finds only {len(pieces)} of {len(matchers)} parts of {name!r}")
     return out
 
@@ -244,14 +292,35 @@ def _joined(name: str, pieces: list[Mapped]) -> Mapped:
             rows = _plus(rows, p.line.shapes[0][0])  # type: ignore[index]
         shape = (rows, *first.shapes[0][1:])  # type: ignore[index]
     line = replace(_named(first, name), shapes=(shape,) if shape else None)
-    return Mapped(line, Origin(tuple(s for p in pieces for s in p.origin.sources), "cat"))
+    return Mapped(line, _union(name, [p.origin for p in pieces]))
+
+
+def _union(name: str, origins: list[Origin]) -> Origin:
+    """The origin of tensors joined by rows: whole ones, or pieces that lay side by side before."""
+    first = origins[0]
+    kinds = {o.how for o in origins}
+    if kinds <= {"copy", "cat"}:
+        return Origin(tuple(s for o in origins for s in o.sources), "cat")
+    if kinds == {"new"}:
+        return first
+    end = first.start
+    for o in origins:
+        if o.how != "rows" or o.sources != first.sources or o.start != end:
+            raise ExprError(f"{name!r} would join pieces that were not side by side: fuse before they are cut")
+        end = _plus(end, o.size)
+    size: Expr = 0
+    for o in origins:
+        size = _plus(size, o.size)
+    return replace(first, size=size)
 
 
 def _reshape(matcher: Matcher, shape: list[Any], mapped: list[Mapped]) -> list[Mapped]:
     out = []
     for m in mapped:
         if m.line.shapes and matcher.match(m.line.pattern.format):
-            m = replace(m, line=replace(m.line, shapes=tuple(s for own in m.line.shapes for s in _reshaped(shape, own))))
+            m = replace(
+                m, line=replace(m.line, shapes=tuple(s for own in m.line.shapes for s in _reshaped(shape, own)))
+            )
         out.append(m)
     return out
 
