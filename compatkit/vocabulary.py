@@ -22,7 +22,8 @@ class Tensor(NamedTuple):
     """One tensor as its file declares it.
 
     `dtype` is the format's own name ("BF16", "F8_E4M3", "Q4_K"). `shape` is in torch order for every format.
-    `offset` counts bytes from the start of the file (of its shard); `shard` indexes `Header.shards`.
+    `offset` counts bytes from the start of the file (of its shard), 0 if they do not stand there in one run; `shard`
+    indexes `Header.shards`.
     """
 
     dtype: str
@@ -37,7 +38,6 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
 
-class FileProblem(NamedTuple):
 class ValueRead(NamedTuple):
     """A small tensor whose bytes were read, beyond the header: which, how many bytes, and what they said."""
 
@@ -46,6 +46,7 @@ class ValueRead(NamedTuple):
     says: str = ""
 
 
+class FileProblem(NamedTuple):
     """Why a file cannot be believed: a `file/…` finding in the making.
 
     `rule` is the finding's id ("file/truncated"), `message` one sentence that says what, where and which bytes,
@@ -114,8 +115,8 @@ class Quantization:
     dtypes: Mapping[str, int]
     bits: float | None = None
     notes: tuple[str, ...] = ()
-
     formats: Mapping[str, int] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -167,8 +168,8 @@ class Component:
     reason: str = ""
     assumed: bool = False
     declared: Mapping[str, str] = field(default_factory=dict)
-
     values_read: tuple[ValueRead, ...] = ()
+
     @property
     def families(self) -> tuple[str, ...]:
         """Every family the header allows, oldest first."""
