@@ -16,7 +16,9 @@ _PLAIN = frozenset({"", "none", "mixed"})
 
 def build(builder: Builder) -> None:
     """Add the subjects of kind `loading`."""
-    loaded = [p for p in builder.parts if _judged(p, builder.rules)]
+    base = any(p.role == "diffusion" for p in builder.parts)
+    # a language model by itself is nobody's encoder yet
+    loaded = [p for p in builder.parts if _judged(p, builder.rules) and (base or p.role != "llm")]
     if not loaded:
         builder.absent(("loading",), "no model that a loader would open was identified")
         return

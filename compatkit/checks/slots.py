@@ -176,5 +176,7 @@ def slot_fields(diffusion: Part, seating: Seating, index: int, rules: Rules) -> 
         "join": slot.join,
         "total": total(diffusion, seating, index),
         "vocab": slot.vocab,
+        "right_width": rules.fixed(slot.kinds[0], "width"),
+        "right_vocab": rules.fixed(slot.kinds[0], "vocab"),
         "optional": slot.optional,
     }

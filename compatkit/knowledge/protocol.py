@@ -24,5 +24,8 @@ class Rules(Protocol):
     def packing(self, scheme: str) -> Mapping[str, Any]:
         """The entry of a quantisation scheme; empty for one nobody wrote down."""
 
+    def fixed(self, family: str, fact: str) -> int | None:
+        """The value a fact always has in a family, None if that cannot be told."""
+
     def table(self, name: str) -> Any:
         """One of the other tables ("pipelines"); an empty list for one that is not there."""

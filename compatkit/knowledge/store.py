@@ -61,6 +61,20 @@ class Knowledge:
         own = own if isinstance(own, dict) else {"notes": own}
         return {**card, "siblings": {}, "title": family, **own, "id": family, "sibling_of": card["id"]}
 
+    def fixed(self, family: str, fact: str) -> int | None:
+        """The value a fact always has in this family (from `where`), or has in its example; None if neither tells."""
+        if not self.has_family(family):
+            return None
+        document = self.grammar(family)
+        symbol = document["facts"].get(fact, fact)
+        if isinstance(symbol, int):
+            return symbol
+        if not isinstance(symbol, str):
+            return None
+        allowed = document["where"].get(symbol) or []
+        value = allowed[0] if len(allowed) == 1 else (document["example"].get("symbols") or {}).get(symbol)
+        return value if isinstance(value, int) else None
+
     def table(self, name: str) -> Any:
         """One of the other tables: "checks", "runtimes", "packings", … ; an empty list if there is none."""
         if self._tables is None:

@@ -121,6 +121,8 @@ SLOT = _fields(
     total=(None, "for a joined input: width of all parts together"),
     vocab=(None, "rows of the token embedding it must have"),
     optional=(False, "whether the model runs without"),
+    right_width=(None, "hidden size of the encoder it was trained with"),
+    right_vocab=(None, "rows of that encoder's token embedding"),
 )
 
 ROUTE = _fields(

@@ -189,6 +189,9 @@ class FakeRules:
     def packing(self, scheme: str) -> Mapping[str, Any]:
         return self.packings.get(scheme, {})
 
+    def fixed(self, family: str, fact: str) -> int | None:
+        return None
+
     def table(self, name: str) -> Any:
         return {"APipeline": {"transformer": "ATransformer"}} if name == "pipelines" else []
 
