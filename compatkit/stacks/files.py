@@ -12,7 +12,7 @@ from compatkit.identify.identify import identify
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.naming import shown
 from compatkit.stacks import folder
-from compatkit.vocabulary import Component, FileProblem, HeaderError, Quantization, SourceError
+from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError
 
 #: Roles a user may force.
 ROLES = (
@@ -97,7 +97,26 @@ def opened(request: Request, knowledge: Knowledge) -> list[Component]:
         header = open_header(request.source)
     except HeaderError as e:
         return [unreadable(request, e.problem)]
-    return identify(header, knowledge, force_role=request.role, assume=request.assume)
+    components = identify(header, knowledge, force_role=request.role, assume=request.assume)
+    if request.role and not request.assume and all(c.family is None for c in components):
+        return _in_another_role(request, header, knowledge) or components
+    return components
+
+
+def _in_another_role(request: Request, header: Header, knowledge: Knowledge) -> list[Component]:
+    """What the file is where it is nothing of the role the user gave it, with a problem that says so; else empty."""
+    found = identify(header, knowledge)
+    first = found[0]
+    if first.family is None or first.role == request.role or {first.role, request.role} == {"llm", "text_encoder"}:
+        return []
+    given, own = str(request.role).replace("_", " "), first.role.replace("_", " ")
+    problem = FileProblem(
+        "file/wrong-role",
+        f"{shown(request.source)} is given as {given}, but its tensors are {first.title}: {own}",
+        f"Give it as {first.role}=…, and a {given} file as {request.role}=….",
+        {"given": str(request.role), "role": first.role, "family": first.family},
+    )
+    return [replace(c, problems=(*c.problems, problem)) for c in found]
 
 
 def _folder(request: Request, knowledge: Knowledge) -> list[Component]:
