@@ -1,10 +1,11 @@
 """How many of the reference cases (real incidents and their fixed twins) are answered right, and which are not.
 
-A case is right if verdict, level, rule group and numbers are those of the case, and no forbidden rule fires as an error.
+A case is right if verdict, level, rule group and numbers are those of the case and no forbidden rule fires as an
+error.
 
     python -m benchmarks.cases [--all] [--verbose] [NAME…]
 
-Without names: the cases that need only headers, pairs and runtimes, those that are only about LoRAs or adapters left out.
+Without names: the cases that need only headers, pairs and runtimes, less those that are only about LoRAs or adapters.
 Reads the reference data in `../shared` (or $COMPATKIT_SHARED).
 """
 

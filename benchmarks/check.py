@@ -1,7 +1,8 @@
 """Whole-process cost of `compatkit check DiT.gguf encoder.gguf`, against floors and a peer in the same run.
 
-The encoder's header holds 151,936 tokens and 151,387 merges, as Qwen3's does. Printed: medians of wall time and peak memory, and the
-ratios that the project holds itself to: at most 4x `python -c "import click"`, under 40 MB, at least 50x faster than `gguf-dump`.
+The encoder's header holds 151,936 tokens and as many merges, as Qwen3's does. Printed: medians of wall time and peak
+memory, and the ratios that the project holds itself to: at most 4x `python -c "import click"`, under 40 MB, at least 50x
+faster than `gguf-dump`.
 
     python -m benchmarks.check
 """
@@ -23,12 +24,13 @@ from compatkit.knowledge.store import load
 ROUNDS = 11
 
 
-#: Run by a bare interpreter: a child's peak memory counts from what its parent held at the fork, so that must be little.
+#: Run by a bare interpreter: a child's peak memory counts from what its parent held at the fork.
 MEASURE = """
 import os, sys, time
 out = os.open(os.devnull, os.O_WRONLY)
 start = time.perf_counter()
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)])
+silent = [(os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
 usage = os.wait4(pid, 0)[2]
 print(1000 * (time.perf_counter() - start), usage.ru_maxrss)
 """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.sets [--verbose]
 
-Rows whose `expect` is null are skipped. A row marked `twin` must pass with an `info` finding that names both readings. Reads the reference
-data in `../shared` (or $COMPATKIT_SHARED).
+Rows whose `expect` is null are skipped. A row marked `twin` must pass with an `info` finding that names both readings.
+Reads the reference data in `../shared` (or $COMPATKIT_SHARED).
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def main() -> None:
             twins[1] += any(f.level == "info" and f.rule.startswith(("vae/", "encoder/")) for f in report.findings)
         if answer != row["expect"] or "--verbose" in sys.argv:
             shown = [f"{f.level} {f.rule}: {f.message}" for f in report.findings if f.level != "info"]
-            open_ = [n.rule for n in report.not_checked if n.blocks] + [c.source for c in report.components if not c.family]
+            open_ = [n.rule for n in report.not_checked if n.blocks] + [
+                c.source for c in report.components if not c.family
+            ]
             print(f"{row['set']} {row.get('clip_type')}: {answer}, not {row['expect']} ({row['stage']}, {row['note']})")
             for line in [*shown, str(row["error"])[:160], *open_][:4]:
                 print(f"    {line[:200]}")

@@ -11,13 +11,35 @@ from compatkit.cli.options import deliver, output_options, rules_option
 
 @click.command("check")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
-@click.option("--runtime", "runtimes", multiple=True, metavar="NAME[@VERSION]",
-              help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp. Repeatable: it must hold in each.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the run, such as steps=9 or clip_type=TYPE. Repeatable.")
-@click.option("--assume", "assumed", multiple=True, metavar="FILE=FAMILY", help="Take FILE for that family, whatever it looks like. Repeatable.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME[@VERSION]",
+    help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp. It must hold in each.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the run, such as steps=9 or clip_type=TYPE. Repeatable.",
+)
+@click.option(
+    "--assume",
+    "assumed",
+    multiple=True,
+    metavar="FILE=FAMILY",
+    help="Take FILE for that family, whatever it looks like. Repeatable.",
+)
 @click.option("--require", "required", metavar="ROLE,…", help="Roles that must be in the set: text_encoder,vae.")
-@click.option("--fail-on", type=click.Choice(["error", "warning"]), default="error", show_default=True,
-              help="The level from which findings make the exit code 1.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning"]),
+    default="error",
+    show_default=True,
+    help="The level from which findings make the exit code 1.",
+)
 @click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @output_options
@@ -39,8 +61,8 @@ def command(
 ) -> None:
     """Say whether the SOURCEs will run together, which error they would meet, and what to change.
 
-    Give the files of one set: the diffusion model, its text encoders, the VAE. `ROLE=SOURCE` (vae=x.safetensors) forces a
-    role. A set is judged for the roles it holds; what was not checked is listed with the reason.
+    Give the files of one set: the diffusion model, its text encoders, the VAE. `ROLE=SOURCE` (vae=x.safetensors)
+    forces a role. A set is judged for the roles it holds; what was not checked is listed with the reason.
     """
     from compatkit import api
     from compatkit.render import document

@@ -67,9 +67,7 @@ def coloured(choice: str) -> bool:
     return choice == "always"
 
 
-def deliver(
-    render: Callable[[str, bool], str], format_: str, outputs: Sequence[tuple[str, str]], color: str
-) -> None:
+def deliver(render: Callable[[str, bool], str], format_: str, outputs: Sequence[tuple[str, str]], color: str) -> None:
     """Write one answer to every `-o` file and to standard output. `render(format, colour)` makes the text."""
     for path, kind in outputs:
         try:

@@ -1,4 +1,4 @@
-"""Writes a model file that is all header: the data is a hole, so that 12 GB cost no disk. For the demo and for fixtures."""
+"""Writes model files that are all header: the data is a hole, so that 12 GB cost no disk. For the demo and fixtures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
 
 
-def write_safetensors(path: Path, shapes: Shapes, dtype: str = "BF16", metadata: Mapping[str, str] | None = None) -> int:
+def write_safetensors(
+    path: Path, shapes: Shapes, dtype: str = "BF16", metadata: Mapping[str, str] | None = None
+) -> int:
     """A safetensors file with these tensors in one dtype; returns its size in bytes. Overwrites `path`."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

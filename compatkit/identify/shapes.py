@@ -1,4 +1,4 @@
-"""The tensors a grammar expects under given symbols: for missing shapes, fixtures, dry runs and adapters without a base file."""
+"""The tensors a grammar expects under given symbols: for packed shapes, fixtures, and adapters without a base file."""
 
 from __future__ import annotations
 

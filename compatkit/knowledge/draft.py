@@ -1,5 +1,6 @@
-"""Drafts a family file from headers, so that naming a new model takes minutes. Two sizes of a family draft far better than
-one: an equation that holds in both is rarely a coincidence.
+"""Drafts a family file from headers, so that naming a new model takes minutes.
+
+Two sizes of a family draft far better than one: an equation that holds in both is rarely a coincidence.
 
 The draft is solved by the same engine as any other file; a person then names symbols and parts and fills in the card.
 """
@@ -53,7 +54,9 @@ def common_prefix(header: Header) -> str:
         inside = sum(1 for n in header.tensors if n.startswith(f"{prefix}{first}."))
         if count < 0.9 * len(header.tensors) or inside < count or first.isdigit():
             return prefix
-        numbered = {n[len(prefix) + len(first) + 1 :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix + first)}
+        numbered = {
+            n[len(prefix) + len(first) + 1 :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix + first)
+        }
         if all(s.isdigit() for s in numbered):
             return prefix
         prefix += f"{first}."
@@ -95,7 +98,9 @@ def _runs(node: Node, path: tuple[str, ...], lengths: dict[tuple[str, ...], int]
             done.update(k for _, k in equal)
             start, stop = indexes[0], indexes[-1] + 1
             if indexes != list(range(start, stop)) or (stem != "#" and stop - start < 5):
-                out[stem.replace("#", "{" + ",".join(map(str, indexes)) + "}")] = _descend(child, (*path, stem), lengths)
+                out[stem.replace("#", "{" + ",".join(map(str, indexes)) + "}")] = _descend(
+                    child, (*path, stem), lengths
+                )
                 continue
             where = (*path, stem)
             spelled = stem.replace("#", "{#}")
@@ -124,13 +129,17 @@ def _merge(trees: list[Node], tables: list[dict[str, tuple[int, ...]]], runs: di
         if not all(isinstance(n, Node) for n in nodes):
             ranks = {len(n) for n in nodes if not isinstance(n, Node)}
             if any(isinstance(n, Node) for n in nodes) or len(ranks) != 1:
-                raise ValueError(f"{'.'.join(path)} differs in kind between the headers: they are not sizes of one family")
+                raise ValueError(
+                    f"{'.'.join(path)} differs in kind between the headers: they are not sizes of one family"
+                )
             return tuple(zip(*nodes, strict=True)) if nodes[0] else ()
         keys = list(nodes[0])
         for other in nodes[1:]:
             if list(other) != keys and set(other) != set(keys):
                 odd = sorted(set(other) ^ set(keys))[0]
-                raise ValueError(f"{'.'.join((*path, odd))} is not in every header: draft from sizes of one family and layout")
+                raise ValueError(
+                    f"{'.'.join((*path, odd))} is not in every header: draft from sizes of one family and layout"
+                )
         out = Node()
         for key in keys:
             spelled = key
@@ -313,14 +322,19 @@ def _yaml(family: str, parts: dict[str, Any], body: Any, symbols: _Symbols, tabl
         text: str = yaml.safe_dump(value, sort_keys=False, width=140, default_flow_style=None)
         return text
 
-    data: dict[str, Any] = {"id": family, "title": "TODO: as its makers call it", "role": "diffusion", "released": "TODO"}
+    data: dict[str, Any] = {
+        "id": family,
+        "title": "TODO: as its makers call it",
+        "role": "diffusion",
+        "released": "TODO",
+    }
     if parts:
         data["parts"] = {head: _flat(part) for head, (_, part) in parts.items()}
     data["tensors"] = body
     fixed = {n: v[0] for n, v in symbols.values.items() if len(set(v)) == 1 and v[0] > _LITERAL}
     data["where"] = fixed if symbols.headers > 1 else dict(list(fixed.items())[:3])
     data["facts"] = {"hidden_size": "hidden"}
-    values = {**{n: v for n, v in symbols.runs.items()}, **symbols.values}
+    values = {**symbols.runs, **symbols.values}
     data["examples"] = [
         {
             "name": f"header {i + 1}",
@@ -330,9 +344,13 @@ def _yaml(family: str, parts: dict[str, Any], body: Any, symbols: _Symbols, tabl
         }
         for i, table in enumerate(tables)
     ]
-    note = "# A draft: name symbols and parts, decide what `where` must fix, fill in the card (docs/adding-a-model.md).\n"
+    note = (
+        "# A draft: name symbols and parts, decide what `where` must fix, fill in the card (docs/adding-a-model.md).\n"
+    )
     if symbols.headers == 1:
-        note += "# Drafted from one header: equations such as 4*hidden may be coincidences; give two sizes to be sure.\n"
+        note += (
+            "# Drafted from one header: equations such as 4*hidden may be coincidences; give two sizes to be sure.\n"
+        )
     return note + block(data)
 
 

@@ -1,6 +1,6 @@
 """Reading YAML rule files so that every complaint names file, line and column.
 
-PyYAML is imported here only, and this module only when rules are compiled or checked: an ordinary run reads compiled JSON.
+PyYAML is imported here only, and this module only when rules are compiled: an ordinary run reads compiled JSON.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _build(node: yaml.Node, where: tuple[Hashable, ...], positions: Positions, p
     if isinstance(node, yaml.SequenceNode):
         return [_build(child, (*where, i), positions, path) for i, child in enumerate(node.value)]
     if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-        raise RuleFileError(path, node.start_mark.line + 1, node.start_mark.column + 1, f"tag {node.tag} is not allowed")
+        raise RuleFileError(
+            path, node.start_mark.line + 1, node.start_mark.column + 1, f"tag {node.tag} is not allowed"
+        )
     if node.tag == "tag:yaml.org,2002:timestamp":  # dates stay text: 2024-08-01
         return str(node.value)
     return _scalars.construct_object(node, deep=True)

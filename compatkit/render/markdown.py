@@ -44,7 +44,7 @@ def _environment() -> jinja2.Environment:
 
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates()),
-        autoescape=False,  # noqa: S701 - the escaping is Markdown's, by the filters below
+        autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

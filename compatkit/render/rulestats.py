@@ -25,5 +25,9 @@ def family_statistics(roots: Iterable[Path]) -> str:
     rows.sort(key=lambda r: (-r[1], r[0]))
     counts = [r[1] for r in rows]
     table = tabulate(rows, headers=["family", "lines", "literals", "examples"], tablefmt="plain")
-    summary = f"{len(rows)} files, {sum(counts)} lines, median {median(counts):g}, longest {max(counts)}" if rows else "no files"
+    summary = (
+        f"{len(rows)} files, {sum(counts)} lines, median {median(counts):g}, longest {max(counts)}"
+        if rows
+        else "no files"
+    )
     return f"{table}\n\n{summary}\n"

@@ -23,7 +23,7 @@ class Paint:
 
 
 def safe(text: object, limit: int = 2000) -> str:
-    """Text from a file, fit for a terminal: control characters, undecodable bytes and text-turning marks are escaped."""
+    """Text from a file, fit for a terminal: control characters, undecodable bytes and turning marks are escaped."""
     whole = str(text)
     cut = whole if len(whole) <= limit else whole[:limit] + "…"
     if cut.isascii() and cut.isprintable():

@@ -69,7 +69,7 @@ def requests(texts: list[str], assume: Mapping[str, str], knowledge: Knowledge) 
         SourceError: an assumption names a file that is not among the sources, or a family nobody knows.
     """
     parsed = [parse_request(t) for t in texts]
-    out = {i: r for i, r in enumerate(parsed)}
+    out = dict(enumerate(parsed))
     for file, family in assume.items():
         if not knowledge.has_family(family):
             close = get_close_matches(family, knowledge.members(), n=1)

@@ -1,4 +1,4 @@
-"""A diffusers (or transformers) folder as one source: every part of it that holds weights, and what its configs say it is.
+"""A diffusers (or transformers) folder as one source: its parts that hold weights, and what their configs say they are.
 
 Only files the folder itself names are opened: `model_index.json`, each part's `config.json`, and its weights or index.
 """

@@ -13,9 +13,7 @@ OURS: dict[str, Any] = {"spaces": ["film"], "channels": 128, "ndim": 5}
 CARD = {"latent": {"space": "film", "more": [{"space": "sound", "channels": 8, "ndim": 4}]}}
 
 
-@pytest.mark.parametrize(
-    ("spaces", "channels", "ndim"), [(["sound"], 8, 4), (["film"], 128, 5), (["other"], 128, 5)]
-)
+@pytest.mark.parametrize(("spaces", "channels", "ndim"), [(["sound"], 8, 4), (["film"], 128, 5), (["other"], 128, 5)])
 def test_the_latent_is_the_one_the_vae_decodes(spaces: list[str], channels: int, ndim: int) -> None:
     found = _meant_for({"spaces": spaces}, OURS, SimpleNamespace(card=CARD))  # type: ignore[arg-type]
     assert (found["channels"], found["ndim"]) == (channels, ndim)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from compatkit.headers.sparse import write_gguf, write_safetensors
 from compatkit.identify.shapes import example_shapes
 from compatkit.knowledge.store import load

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from compatkit.render.schema import schema
 
-from .conftest import ROOT, Run
+from compatkit.render.schema import schema
+from tests.cli.conftest import ROOT, Run
 
 
 def validate(document: object, kind: str) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.cli.conftest import ROOT, Run
+from tests.cli.test_check import validate
 from tests.support.files import write_safetensors
-
-from .conftest import ROOT, Run
-from .test_check import validate
 
 
 def test_inspect_says_what_it_is_with_evidence(run: Run, model: Callable[..., Path]) -> None:
@@ -127,5 +126,7 @@ def test_the_python_functions(model: Callable[..., Path]) -> None:
 
 
 def test_nothing_is_left_in_the_working_tree_by_a_run() -> None:
-    done = subprocess.run(["git", "status", "--porcelain", "--ignored", "rules"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "status", "--porcelain", "--ignored", "rules"], cwd=ROOT, capture_output=True, text=True
+    )
     assert all(".compiled" in line or not line.startswith("!!") for line in done.stdout.splitlines())

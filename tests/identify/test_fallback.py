@@ -66,6 +66,9 @@ def test_a_kind_carves_nothing_out_of_an_unknown_model(tmp_path: Path) -> None:
 
 
 def test_the_architecture_is_the_one_that_gguf_metadata_names(tmp_path: Path) -> None:
-    knowledge = families(tmp_path, KIND.replace("like: plain\n", "").replace("where: null\nruntimes: null\n", PLAIN.partition("diffusion\n")[2]))
+    knowledge = families(
+        tmp_path,
+        KIND.replace("like: plain\n", "").replace("where: null\nruntimes: null\n", PLAIN.partition("diffusion\n")[2]),
+    )
     named = header(plain(), format_="gguf", metadata={"general.architecture": "thing"})
     assert only(knowledge, named).facts["architecture"] == "thing"

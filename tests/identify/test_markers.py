@@ -1,4 +1,4 @@
-"""Tensors that mean something by standing at the top of a file, classes that depend on a size, and runs that interleave."""
+"""Tensors that say something by standing at the top of a file, classes that depend on a size, interleaved runs."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from compatkit import api
 from compatkit.headers.sparse import write_safetensors
 from compatkit.identify.shapes import example_shapes
@@ -21,7 +22,9 @@ Make = Callable[..., Path]
 def make(tmp_path: Path) -> Make:
     """A Lumina 2 folder, with changes to its index and configs."""
 
-    def build(pipeline: str = "Lumina2Pipeline", cls: str = "Lumina2Transformer2DModel", family: str = "lumina2") -> Path:
+    def build(
+        pipeline: str = "Lumina2Pipeline", cls: str = "Lumina2Transformer2DModel", family: str = "lumina2"
+    ) -> Path:
         root = tmp_path / "model"
         parts = {"transformer": (cls, family, "diffusers"), "vae": ("AutoencoderKL", "flux1_vae", "diffusers")}
         index = {"_class_name": pipeline, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
