@@ -1,7 +1,7 @@
 """Whole-process cost of `compatkit check DiT.gguf encoder.gguf`, against floors and a peer in the same run.
 
 The encoder's header holds 151,936 tokens and as many merges, as Qwen3's does. Printed: medians of wall time and peak
-memory, and the ratios that the project holds itself to: at most 4x `python -c "import click"`, under 40 MB, at least 50x
+memory, and the ratios the project holds itself to: at most 4x `python -c "import click"`, under 40 MB, at least 50x
 faster than `gguf-dump`.
 
     python -m benchmarks.check
