@@ -45,11 +45,11 @@ def identify(
     """
     unpacked = Packings(knowledge.table("packings")).unpack(header, read)
     if assume is not None:
-        return [_assumed(header, unpacked, knowledge, assume)]
+        return [_assumed(header, unpacked, knowledge, assume, read)]
     views: dict[str, View] = {}
     matches = _matches(header, unpacked, knowledge, force_role, views)
     chosen, rejected = _choose(matches, unpacked, knowledge, views)
-    components = [build(header, unpacked, knowledge, group, runner_up) for group, runner_up in chosen]
+    components = [build(header, unpacked, knowledge, group, runner_up, read) for group, runner_up in chosen]
     claimed: set[str] = set()
     for group, _ in chosen:
         claimed |= _full_names(group[0])
@@ -148,10 +148,11 @@ def _extends(match: Match, unpacked: Unpacked) -> bool:
     widths = {v for v in match.symbols.values() if v >= WIDTH}
     for name in match.foreign:
         tensor = unpacked.tensors.get(match.prefix + name)
-        if tensor is not None and widths.intersection(tensor.shape):
+        if tensor is not None and widths.intersection(tensor.shape) and name.rpartition(".")[0] not in maimed:
             match.refused = f"it has {name} {list(tensor.shape)}, which that family has not"
             return True
     return False
+    maimed = {name.rpartition(".")[0] for name in match.missing}  # a lost weight leaves its scales behind
 
 
 def _choose(
@@ -253,7 +254,7 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
 
 
 def _assumed(
-    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str
+    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str, read: Reader | None
 ) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
@@ -265,7 +266,7 @@ def _assumed(
             readings.append(match)
     best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
     best.family = family
-    component = build(header, unpacked, knowledge, [best], None)
+    component = build(header, unpacked, knowledge, [best], None, read)
     return replace(component, family=family, also=(), assumed=True)
 
 
