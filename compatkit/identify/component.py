@@ -88,7 +88,7 @@ def unknown(
 ) -> Component:
     """A component for tensors no grammar explains, with the nearest reading and why it was not believed."""
     looked_alike = [m for m in rejected if m.matched or m.refused]
-    nearest = min(looked_alike, key=lambda m: (bool(m.refused), m.distance), default=None)
+    nearest = min(looked_alike, key=lambda m: _strangeness(m, knowledge), default=None)
     inside = set(names)
     tensors = {n: t for n, t in header.tensors.items() if unpacked.logical(n) in inside}
     count = stored.unmatched_parameters(unpacked, names)
@@ -115,6 +115,12 @@ def unknown(
         reason=_why_unknown(nearest),
         values_read=tuple(_markers_read(unpacked, "")),
     )
+
+
+def _strangeness(match: Match, knowledge: Knowledge) -> tuple[bool, bool, int]:
+    """How far a rejected reading is: one refused at a glance is farthest, then one as a mere kind of model."""
+    kind = bool(knowledge.members()[match.family].get("fallback"))
+    return (bool(match.refused and not match.matched), kind, match.distance)
 
 
 def _why_unknown(nearest: Match | None) -> str:
@@ -225,8 +231,13 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         whole = all(match.options.get(fact) not in (None, False, "none") for fact in entry.get("needs") or ())
         placed = match.prefix in entry.get("prefixes", (match.prefix,)) or not _alone(match.prefix, header)
         told = all(metadata.value(header, key) is not None for key in entry.get("metadata") or ())
-        out[runtime] = name if reads and clean and whole and placed and told else None
+        opened = match.layout != "gguf" or header.metadata.get("general.architecture") in _listed(entry.get("arch"))
+        out[runtime] = name if reads and clean and whole and placed and told and opened else None
     return out
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _alone(prefix: str, header: Header) -> bool:
