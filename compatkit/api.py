@@ -21,9 +21,14 @@ SETTINGS = (
 
 
 def inspect(
-    source: str | os.PathLike[str], *, role: str | None = None, assume: str | None = None, rules: Iterable[Path] = ()
+    source: str | os.PathLike[str],
+    *,
+    role: str | None = None,
+    assume: str | None = None,
+    rules: Iterable[Path] = (),
+    headers_only: bool = False,
 ) -> list[Component]:
-    """What one source holds, from its header alone.
+    """What one source holds, from its header and a few small tensors (`headers_only`: from its header alone).
 
     A file that cannot be read as a model gives one component of role "unknown" whose `problems` say why.
 
@@ -32,7 +37,8 @@ def inspect(
         RulesError: a rule file is refused.
     """
     request = parse_request(os.fspath(source))
-    return opened(Request(request.source, role or request.role, assume), load(tuple(rules)))
+    request = Request(request.source, role or request.role, assume)
+    return opened(request, load(tuple(rules)), headers_only=headers_only)
 
 
 def check(
@@ -42,6 +48,7 @@ def check(
     assume: Mapping[str, str] | None = None,
     require: Sequence[str] = (),
     rules: Iterable[Path] = (),
+    headers_only: bool = False,
     **settings: str,
 ) -> Report:
     """Judge a set of files.
@@ -52,6 +59,7 @@ def check(
         assume: file -> family, overriding identification.
         require: roles that must be in the set.
         rules: folders of further rules.
+        headers_only: read no small tensors, not even where they decide what the header cannot.
         settings: of the run, such as `clip_type="lumina2"` (see `SETTINGS`).
 
     Raises:
@@ -67,7 +75,7 @@ def check(
     wanted = requests([os.fspath(s) for s in sources], assume or {}, knowledge)
     for request in wanted:
         try:
-            components += opened(request, knowledge)
+            components += opened(request, knowledge, headers_only=headers_only)
         except SourceError as e:
             unreachable.append(str(e))
             fix = "Give the path of a file that exists and may be read."
@@ -81,7 +89,7 @@ def check(
 
 
 def inspect_all(
-    sources: Sequence[str], rules: Iterable[Path] = ()
+    sources: Sequence[str], rules: Iterable[Path] = (), headers_only: bool = False
 ) -> tuple[list[Component], list[str]]:
     """The components of several sources, and a sentence for each that could not be opened."""
     knowledge = load(tuple(rules))
@@ -89,7 +97,7 @@ def inspect_all(
     unreachable: list[str] = []
     for source in sources:
         try:
-            components += opened(parse_request(source), knowledge)
+            components += opened(parse_request(source), knowledge, headers_only=headers_only)
         except SourceError as e:
             unreachable.append(str(e))
     return components, unreachable

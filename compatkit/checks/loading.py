@@ -8,10 +8,12 @@ from typing import Any
 from compatkit.checks.loaders import Loader, accepted, accepts, at_least
 from compatkit.checks.parts import Part, file_name, human
 from compatkit.checks.subject import Builder, Subject
+from compatkit.headers import ggml
 from compatkit.knowledge.protocol import Rules
 
 _LOADED = ("diffusion", "text_encoder", "vae", "llm")
-_PLAIN = frozenset({"", "none", "mixed"})
+_PLAIN = frozenset({"", "none"})
+_WORST = ("no", "later", "unknown", "yes")
 
 
 def build(builder: Builder) -> None:
@@ -38,11 +40,7 @@ def _judged(part: Part, rules: Rules) -> bool:
     """Whether a loader's view of it can be told: it is identified, or its weights are packed in a way that is known."""
     if part.role in _LOADED and (part.component.family or part.role == "llm"):
         return True
-    return (
-        bool(part.fields["readable"])
-        and part.fields["scheme"] not in _PLAIN
-        and bool(_packing(rules, part.fields["scheme"]))
-    )
+    return bool(part.fields["readable"]) and any(_packing(rules, s) for s in _schemes(part))
 
 
 def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
@@ -197,29 +195,57 @@ def _dated(table: Mapping[str, Any], version: str | None) -> str | None:
     return version
 
 
-def _scheme(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
+def _schemes(part: Part) -> list[str]:
+    """The packings of a part's weights: one, or what a mix is made of."""
     scheme = part.fields["scheme"]
-    if scheme in _PLAIN:
+    return list(part.component.quantization.formats) if scheme == "mixed" else [] if scheme in _PLAIN else [scheme]
+
+
+def _scheme(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
+    """Whether a loader reads the quantisation: of a mix, what it makes of the packing it can do least with."""
+    kinds = [_one_scheme(scheme, part, loader, rules) for scheme in _schemes(part)]
+    if not kinds:
         return {"scheme": "yes"}
+    worst = min(kinds, key=lambda k: _WORST.index(k["scheme"]))
+    if worst["scheme"] == "later":  # a mix is read since the last of its packings is
+        for kind in kinds:
+            if at_least(worst["scheme_since"], kind["scheme_since"], loader.table) == "no":
+                worst = kind
+    if len(kinds) > 1:
+        worst = {**worst, "scheme_title": "a mix of " + " and ".join(k["scheme_title"] for k in kinds)}
+    size = human(part.component.parameters * 2) if part.component.parameters else ""
+    return {**worst, "scheme_formats": _schemes(part), "full_size": size}
+
+
+def _one_scheme(scheme: str, part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
     packing = _packing(rules, scheme)
     table, version = loader.for_format(part.fields["format"])
     readers = packing.get("loaders") or {}
     own = readers.get(loader.name, readers.get(str(table.get("id"))))
+    effect = str(packing.get("effect") or "")
     known = {
         "scheme_title": str(packing.get("title") or scheme),
-        "scheme_effect": str(packing.get("unknown_effect") or packing.get("effect") or ""),
-        "scheme_loaders": [_reader(rules, name, entry) for name, entry in readers.items()],
+        "scheme_effect": effect,
+        "scheme_error": str((packing.get("predicts") or {}).get(loader.name) or ""),
+        "scheme_loaders": [_reader(rules, name, entry) for name, entry in readers.items() if _known(entry)],
         "scheme_fix": str(packing.get("fix") or ""),
-        "full_size": human(part.component.parameters * 2) if part.component.parameters else "",
+        "scheme_since": None,
     }
     if not packing:
         # GGUF types are judged one by one.
         return {**known, "scheme": "yes" if part.fields["format"] == "gguf" else "unknown"}
     if own is None:
-        return {**known, "scheme": "no" if readers or known["scheme_effect"] else "unknown"}
+        return {**known, "scheme": "no" if readers or effect else "unknown"}
+    if not _known(own):
+        return {**known, "scheme": "unknown"}
     since = own.get("since") if isinstance(own, Mapping) else None
     state = at_least(version if table is not loader.table else loader.version, str(since) if since else None, table)
     return {**known, "scheme": "later" if state == "no" else state, "scheme_since": str(since) if since else None}
+
+
+def _known(entry: Any) -> bool:
+    """Whether the rules say that the loader reads it; `known: false` says that nobody knows."""
+    return not isinstance(entry, Mapping) or entry.get("known", True) is not False
 
 
 def _packing(rules: Rules, scheme: str) -> Mapping[str, Any]:
@@ -234,16 +260,21 @@ def _reader(rules: Rules, name: str, entry: Any) -> str:
         title = str(rules.runtime(name).get("title") or name)
     except KeyError:
         title = name
-    note = entry.get("note") if isinstance(entry, Mapping) else None
-    return f"{title} ({note})" if note else title
+    entry = entry if isinstance(entry, Mapping) else {}
+    since = f"since {entry['since']}" if entry.get("since") else ""
+    remarks = ", ".join(str(x) for x in (since, entry.get("note")) if x)
+    return f"{title} ({remarks})" if remarks else title
 
 
 def _types(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     types = table.get("quantization_types") or {}
     have = part.fields["dtypes"]
+    failing = [t for t in types.get("fail") or () if t in have]
+    numbers = {name: code for code, (name, _, _) in ggml.TYPES.items()}
     return {
         "slow_types": [t for t in types.get("slow") or () if t in have],
-        "failing_types": [t for t in types.get("fail") or () if t in have],
+        "failing_types": failing,
+        "failing_numbers": [numbers[t] for t in failing if t in numbers],
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, output_options, rules_option
+from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option
 
 
 @click.command("check")
@@ -42,6 +42,7 @@ from compatkit.cli.options import deliver, output_options, rules_option
 )
 @click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
+@headers_only_option
 @output_options
 @rules_option
 def command(
@@ -53,6 +54,7 @@ def command(
     fail_on: str,
     strict: bool,
     offline: bool,
+    headers_only: bool,
     format_: str,
     outputs: list[tuple[str, str]],
     color: str,
@@ -73,6 +75,7 @@ def command(
         assume=api.pairs(assumed, "--assume", "FILE=FAMILY"),
         require=tuple(r.strip() for r in (required or "").split(",") if r.strip()),
         rules=rules,
+        headers_only=headers_only,
         **api.pairs(settings, "--set", "KEY=VALUE"),
     )
 

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, output_options, rules_option
+from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option
 
 
 @click.command("inspect")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@headers_only_option
 @output_options
 @rules_option
 def command(
     sources: tuple[str, ...],
+    headers_only: bool,
     format_: str,
     outputs: list[tuple[str, str]],
     color: str,
@@ -29,7 +31,7 @@ def command(
     from compatkit import api
     from compatkit.render import document
 
-    components, unreachable = api.inspect_all(sources, rules=rules)
+    components, unreachable = api.inspect_all(sources, rules=rules, headers_only=headers_only)
     for message in unreachable:
         click.echo(f"Error: {message}", err=True)
     if components or not unreachable:

@@ -52,6 +52,14 @@ def output_options(command: F) -> F:
     return command
 
 
+def headers_only_option(command: F) -> F:
+    """--headers-only."""
+    return click.option(
+        "--headers-only", is_flag=True,
+        help="Read nothing but headers: no small tensors that would tell what a header cannot.",
+    )(command)  # fmt: skip
+
+
 def rules_option(command: F) -> F:
     """--rules DIR."""
     return click.option(

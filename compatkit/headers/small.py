@@ -30,7 +30,7 @@ def read_small(header: Header, names: Iterable[str], source: Source | None = Non
 
     Raises `SourceError` if a shard is gone since, `HeaderError` (`file/unreadable`) if it shrank.
     """
-    wanted = [(n, t) for n in names if (t := header.tensors.get(n)) is not None and 0 < t.nbytes <= MAX_BYTES]
+    wanted = [(n, t) for n in names if (t := header.tensors.get(n)) is not None and _is_small(t)]
     wanted.sort(key=lambda item: (item[1].shard, item[1].offset))
     found: dict[str, bytes] = {}
     left, at = MAX_TOTAL, 0
@@ -48,6 +48,10 @@ def read_small(header: Header, names: Iterable[str], source: Source | None = Non
             if piece.strip(b"\0"):
                 found[name] = piece
     return found
+
+
+def _is_small(t: Tensor) -> bool:
+    return 0 < t.nbytes <= MAX_BYTES and t.offset > 0  # at 0 stands a header: the tensor's place is not known
 
 
 def _run(wanted: list[tuple[str, Tensor]], at: int) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a file that is no readable model really is: a pointer, a web page, a config, an archive, a pickle…
+"""What a file that is no readable model really is: a pointer, a web page, a config, an archive…
 
 Used only after the readers' own marks were not found. Looks at the first kilobytes (and, for zip, the last), never
 further; only JSON of a few megabytes is read whole.
@@ -53,7 +53,6 @@ _ARCHIVES = ("gzip", "7z", "RAR", "xz", "zstd", "bzip2", "lz4", "tar", "zip")
 _OLD_GGML = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA", b"FUGG": "GGUF (byte-swapped)"}
 
 _FIX_SOURCE = "Download the model file itself: the link led to something else."
-_FIX_PICKLE = "Convert it to safetensors, or get the safetensors version; this version does not read pickles."
 
 
 def unmask(source: Source, head: bytes) -> HeaderError | None:
@@ -131,19 +130,10 @@ def _old_ggml(source: Source, head: bytes) -> HeaderError | None:
 
 
 def _pickle(source: Source, head: bytes) -> HeaderError | None:
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        # torch before 1.6 wrote this number first
-        torch = head[2:13] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P"
-        what = (
-            "a torch checkpoint of the old kind (a row of pickles)"
-            if torch
-            else f"a Python pickle (protocol {head[1]})"
-        )
-    elif head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in (b"sys_info", b"pickle", b"storages", b"tensors"):
-        what = "a torch checkpoint of the oldest kind (tar)"
-    else:
-        return None
-    return _is(source, "file/pickle", f"{what}; that format is not read yet, and never executed", _FIX_PICKLE)
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in (b"sys_info", b"pickle", b"storages", b"tensors"):
+        what = "a torch checkpoint of the oldest kind (tar), which is not read, and never executed"
+        return _is(source, "file/pickle", what, "Get the model as safetensors.")
+    return None
 
 
 def _zip(source: Source, head: bytes) -> HeaderError | None:
@@ -151,9 +141,6 @@ def _zip(source: Source, head: bytes) -> HeaderError | None:
         return None
     # names stand at the front before each entry and, all together, at the end
     names = head + source.read(max(0, source.size - 65_536), 65_536)
-    if b"data.pkl" in names:
-        what = "a torch checkpoint (zip with a pickle inside); that format is not read yet, and never executed"
-        return _is(source, "file/pickle", what, _FIX_PICKLE)
     if b"model_index.json" in names and b".safetensors" in names:
         fix = "Unpack it to a folder, which can be read."
         return _is(

@@ -1,4 +1,4 @@
-"""Models split over several files, read as one: sharded safetensors (with or without an index) and split GGUF."""
+"""Models split over several files, read as one: sharded safetensors or .bin (with or without an index), split GGUF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_SHARDS = 4096
 MAX_INDEX = 1 << 26  # bytes; an index of 100,000 tensors has 10 MB
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5,6})-of-(?P<of>\d{5,6})(?P<end>\.safetensors|\.gguf)", re.I | re.S)
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5,6})-of-(?P<of>\d{5,6})(?P<end>\.safetensors|\.gguf|\.bin)", re.I | re.S)
 _FIX_MISSING = "Download the missing parts into the same folder as the others."
 _FIX_MIXED = "Download all parts and the index again, from the same revision."
 
@@ -33,7 +33,7 @@ def join_safetensors(source: Source) -> Header | None:
             return None
         return _by_index(source, weight_map, index)
     part = _PART.fullmatch(base)
-    if not part or part["end"].lower() != ".safetensors":
+    if not part or part["end"].lower() == ".gguf":
         return None
     for name in _index_names(part["stem"], part["end"]):
         try:

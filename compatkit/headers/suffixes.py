@@ -18,7 +18,7 @@ OPENED_AS: dict[str, str] = {
     ".pkl": "pickle",
 }
 _SAID = {"safetensors": "safetensors", "gguf": "GGUF", "pickle": "a torch checkpoint"}
-_USUAL = {"safetensors": ".safetensors", "gguf": ".gguf"}
+_USUAL = {"safetensors": ".safetensors", "gguf": ".gguf", "pickle": ".pt"}
 
 
 def suffix(name: str) -> str:
@@ -28,7 +28,7 @@ def suffix(name: str) -> str:
 
 
 def wrong_suffix(name: str, content: str) -> FileProblem | None:
-    """The problem of a file whose content is `content` ("safetensors", "gguf") and whose name says otherwise."""
+    """The problem of a file whose content is "safetensors", "gguf" or "pickle" and whose name says otherwise."""
     end = suffix(name)
     named = OPENED_AS.get(end)
     if named is None or named == content:

@@ -8,10 +8,12 @@ from typing import Any
 
 from compatkit.identify import metadata, stored
 from compatkit.identify.packing import Unpacked
+from compatkit.identify.schemes import Reader
 from compatkit.identify.solve import Match
+from compatkit.identify.values import decide
 from compatkit.knowledge.expr import evaluate
 from compatkit.knowledge.store import Knowledge
-from compatkit.vocabulary import Candidate, Component, Header
+from compatkit.vocabulary import Candidate, Component, Header, ValueRead
 
 _EVIDENCE = 6
 _LISTED = 200
@@ -23,6 +25,7 @@ def build(
     knowledge: Knowledge,
     equal: list[Match],
     runner_up: Match | None,
+    read: Reader | None = None,
 ) -> Component:
     """The component that `equal` (one match, or several of header-identical families, oldest first) describes."""
     match = equal[0]
@@ -34,9 +37,15 @@ def build(
     tensors = {n: t for n, t in header.tensors.items() if n in in_file}
     hidden = stored.hidden_elements(unpacked, names, match, knowledge)
     count = stored.parameters(unpacked, names, hidden, match.prefix)
+    packed = stored.quantization(header, unpacked, tensors, count, hidden, match.prefix)
     facts = solved_facts(match, families, knowledge)
     if "architecture" in card:
         facts["architecture"] = str(header.metadata.get("general.architecture") or card["architecture"])
+    decided: list[ValueRead] = []
+    values = knowledge.grammar(match.family).get("values")
+    if values and read is not None:
+        more, decided = decide(values, match, unpacked, header, read)
+        facts.update(more)
     return Component(
         source=header.source,
         format=header.format,
@@ -47,12 +56,12 @@ def build(
         also=tuple(families[1:]),
         layout="gguf" if header.format == "gguf" else match.layout,
         prefix=match.prefix,
-        quantization=stored.quantization(header, unpacked, tensors, count, hidden, match.prefix),
+        quantization=packed,
         parameters=count,
         key_groups=key_groups(tensors, match.prefix),
-        loads_as=loads_as(card, match, header),
+        loads_as=stored.only_readable(loads_as(card, match, header), packed, unpacked),
         facts=facts,
-        evidence=evidence(match, unpacked, knowledge),
+        evidence=(*evidence(match, unpacked, knowledge), *(f"{r.tensor} {r.says}" for r in decided if r.says)),
         tensors=tensors,
         metadata=header.metadata,
         runner_up=_candidate(runner_up),
@@ -61,7 +70,12 @@ def build(
         mismatched=tuple(match.mismatched),
         problems=header.problems,
         title=str(card.get("title", families[0])),
+        values_read=(*_markers_read(unpacked, match.prefix), *decided),
     )
+
+
+def _markers_read(unpacked: Unpacked, prefix: str) -> Iterable[ValueRead]:
+    return (ValueRead(n, size, "names a format") for n, size in unpacked.reads.items() if n.startswith(prefix))
 
 
 def unknown(
@@ -74,7 +88,7 @@ def unknown(
 ) -> Component:
     """A component for tensors no grammar explains, with the nearest reading and why it was not believed."""
     looked_alike = [m for m in rejected if m.matched or m.refused]
-    nearest = min(looked_alike, key=lambda m: (bool(m.refused), m.distance), default=None)
+    nearest = min(looked_alike, key=lambda m: _strangeness(m, knowledge), default=None)
     inside = set(names)
     tensors = {n: t for n, t in header.tensors.items() if unpacked.logical(n) in inside}
     count = stored.unmatched_parameters(unpacked, names)
@@ -99,7 +113,14 @@ def unknown(
         runner_up=_candidate(nearest),
         problems=header.problems,
         reason=_why_unknown(nearest),
+        values_read=tuple(_markers_read(unpacked, "")),
     )
+
+
+def _strangeness(match: Match, knowledge: Knowledge) -> tuple[bool, bool, int]:
+    """How far a rejected reading is: one refused at a glance is farthest, then one as a mere kind of model."""
+    kind = bool(knowledge.members()[match.family].get("fallback"))
+    return (bool(match.refused and not match.matched), kind, match.distance)
 
 
 def _why_unknown(nearest: Match | None) -> str:
@@ -210,8 +231,13 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         whole = all(match.options.get(fact) not in (None, False, "none") for fact in entry.get("needs") or ())
         placed = match.prefix in entry.get("prefixes", (match.prefix,)) or not _alone(match.prefix, header)
         told = all(metadata.value(header, key) is not None for key in entry.get("metadata") or ())
-        out[runtime] = name if reads and clean and whole and placed and told else None
+        opened = match.layout != "gguf" or header.metadata.get("general.architecture") in _listed(entry.get("arch"))
+        out[runtime] = name if reads and clean and whole and placed and told and opened else None
     return out
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _alone(prefix: str, header: Header) -> bool:

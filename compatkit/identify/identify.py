@@ -23,7 +23,7 @@ FOREIGN_SHARE = 0.02
 FEW_MISSING, FEW_FOREIGN = 2, 12
 #: A fallback family must explain this share of the whole file: it never carves a part out of an unknown model …
 FALLBACK_SHARE = 0.98
-#: … and an exact family that reads this share of the file, and is not refused, keeps it from being believed.
+#: … and an exact family that reads this share of the file keeps it from being believed.
 NEAR_SHARE = 0.5
 #: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
 WIDTH = 64
@@ -45,23 +45,29 @@ def identify(
     """
     unpacked = Packings(knowledge.table("packings")).unpack(header, read)
     if assume is not None:
-        return [_assumed(header, unpacked, knowledge, assume)]
+        return [_assumed(header, unpacked, knowledge, assume, read)]
     views: dict[str, View] = {}
     matches = _matches(header, unpacked, knowledge, force_role, views)
     chosen, rejected = _choose(matches, unpacked, knowledge, views)
-    components = [build(header, unpacked, knowledge, group, runner_up) for group, runner_up in chosen]
+    components = [build(header, unpacked, knowledge, group, runner_up, read) for group, runner_up in chosen]
     claimed: set[str] = set()
     for group, _ in chosen:
         claimed |= _full_names(group[0])
         claimed.update([group[0].prefix + n for n in (*group[0].foreign, *group[0].tolerated)], group[0].markers)
     tolerated = [p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]]
-    left = [n for n in unpacked.tensors if n not in claimed and not any(fnmatch.fnmatchcase(n, p) for p in tolerated)]
+    left = [n for n in unpacked.tensors if n not in claimed and not _tolerated(n, tolerated)]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
         components.append(unknown(header, unpacked, knowledge, part, rejected, force_role))
     elif left:
         components[0] = replace(components[0], foreign=components[0].foreign + tuple(left))
     return components
+
+
+def _tolerated(name: str, patterns: list[str]) -> bool:
+    """Whether a tensor outside the models is one that some of them tolerate: so named, or named so above their prefix."""
+    last = name.rpartition(".")[2]
+    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(last, p) for p in patterns)
 
 
 def _matches(
@@ -146,9 +152,10 @@ def _believable(match: Match, unpacked: Unpacked) -> bool:
 def _extends(match: Match, unpacked: Unpacked) -> bool:
     """Whether foreign tensors have the model's own widths: then it is a relative with more parts, not this family."""
     widths = {v for v in match.symbols.values() if v >= WIDTH}
+    maimed = {name.rpartition(".")[0] for name in match.missing}  # a lost weight leaves its scales behind
     for name in match.foreign:
         tensor = unpacked.tensors.get(match.prefix + name)
-        if tensor is not None and widths.intersection(tensor.shape):
+        if tensor is not None and widths.intersection(tensor.shape) and name.rpartition(".")[0] not in maimed:
             match.refused = f"it has {name} {list(tensor.shape)}, which that family has not"
             return True
     return False
@@ -221,9 +228,7 @@ def _without_fallbacks(
     enough = NEAR_SHARE * len(unpacked.tensors)
     if len(exact) == len(good) or any(len(m.matched) >= enough for m in exact):
         return exact
-    near = any(
-        not m.refused and len(m.matched) >= enough and not _is_fallback(m.family, knowledge) for m in rejected
-    )
+    near = any(len(m.matched) >= enough and not _is_fallback(m.family, knowledge) for m in rejected)
     kept = []
     for match in good:
         explained = len(match.matched) + (0 if near else len(match.tolerated))
@@ -253,7 +258,7 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
 
 
 def _assumed(
-    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str
+    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str, read: Reader | None
 ) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
@@ -265,7 +270,7 @@ def _assumed(
             readings.append(match)
     best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
     best.family = family
-    component = build(header, unpacked, knowledge, [best], None)
+    component = build(header, unpacked, knowledge, [best], None, read)
     return replace(component, family=family, also=(), assumed=True)
 
 

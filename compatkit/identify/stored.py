@@ -89,6 +89,18 @@ def quantization(
     )
 
 
+def only_readable(
+    classes: Mapping[str, str | None], quantization: Quantization, unpacked: Unpacked
+) -> dict[str, str | None]:
+    """What each runtime makes of a file, None for one of which nobody wrote down that it reads these packings."""
+    names = {quantization.scheme, *quantization.formats}
+    loaders = [e.get("loaders", {}) for e in unpacked.schemes.entries if e["id"] in names]
+    return {
+        runtime: name if all((known.get(runtime) or {"known": False}).get("known", True) for known in loaders) else None
+        for runtime, name in classes.items()
+    }
+
+
 def _covers(unpacked: Unpacked, packed: str) -> bool:
     return packed not in unpacked.renamed and packed.rpartition(".")[0] in unpacked.covers
 

@@ -138,6 +138,7 @@ def family_document(family: Family) -> dict[str, Any]:
         "example": {k: v for k, v in (family.examples[0] if family.examples else {}).items() if k in ("symbols", "options")},
         "markers": family.markers,
         "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],
+        "values": family.values,
         "layouts": {layout.name: _layout_document(layout) for layout in family.layouts},
     }
 

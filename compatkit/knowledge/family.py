@@ -16,6 +16,7 @@ from typing import Any
 from compatkit.knowledge import keymap
 from compatkit.knowledge.expr import Expr, ExprError, parse, symbols
 from compatkit.knowledge.lines import Expansion, Group, Line, Part, parse_parts
+from compatkit.knowledge.values import parse_values
 from compatkit.knowledge.yamlfile import RuleFile
 
 #: Keys of a family file: the grammar's, and the card's.
@@ -74,7 +75,7 @@ ROLES = (
 #: Not handed down through `like`.
 _OWN = {
     "id", "title", "released", "siblings", "examples", "abstract", "fallback", "architecture", "add", "drop", "like",
-    "notes", "signature",
+    "notes", "signature", "values",
 }  # fmt: skip
 _MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata", "markers"}
 
@@ -106,6 +107,7 @@ class Family:
     markers: dict[str, list[str]]
     facts: dict[str, Expr]
     examples: list[Any]
+    values: list[dict[str, Any]] = field(default_factory=list)
 
 
 def nearest(word: str, known: Any) -> str:
@@ -216,6 +218,7 @@ def compile_family(
         markers={str(k): [v] if isinstance(v, str) else list(v) for k, v in (data.get("markers") or {}).items()},
         facts=facts,
         examples=data.get("examples") or [],
+        values=parse_values(file, data.get("values") or [], [(x.name, x.lines, x.origins) for x in layouts]),
     )
 
 

@@ -41,6 +41,14 @@ def component_document(component: Component) -> dict[str, Any]:
         names: tuple[str, ...] = getattr(c, name)
         if names:
             document[name] = {"count": len(names), "names": list(names[:LISTED])}
+    for name, more in (("formats", dict(c.quantization.formats)), ("notes", list(c.quantization.notes))):
+        if more:
+            document["quantization"][name] = more
+    if c.values_read:
+        document["values_read"] = [
+            {"tensor": r.tensor, "bytes": r.bytes} | ({"says": r.says} if r.says else {})
+            for r in c.values_read[:LISTED]
+        ]
     if c.runner_up is not None:
         document["runner_up"] = candidate_document(c.runner_up)
     if c.reason:

@@ -44,7 +44,13 @@ _COMPONENT = {
             "properties": {
                 "scheme": {"type": "string"},
                 "dtypes": {"type": "object", "additionalProperties": _COUNT},
-                "bits": {"type": ["number", "null"], "description": "effective bits per parameter"},
+                "bits": {"type": ["number", "null"], "description": "effective bits per parameter, scales counted"},
+                "formats": {
+                    "type": "object",
+                    "description": "packed weights by packing; several of them where the scheme is mixed",
+                    "additionalProperties": _COUNT,
+                },
+                "notes": _STRINGS,
             },
             "required": ["scheme", "dtypes"],
         },
@@ -56,6 +62,15 @@ _COMPONENT = {
         "missing": _NAMES,
         "mismatched": _NAMES,
         "foreign": _NAMES,
+        "values_read": {
+            "type": "array",
+            "description": "small tensors that were read, because a few bytes tell what the header cannot",
+            "items": {
+                "type": "object",
+                "properties": {"tensor": {"type": "string"}, "bytes": _COUNT, "says": {"type": "string"}},
+                "required": ["tensor", "bytes"],
+            },
+        },
         "runner_up": _CANDIDATE,
         "reason": {"type": "string"},
         "assumed": {"type": "boolean"},

@@ -125,6 +125,7 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
         "loads as": ", ".join(f"{r}: {v or 'no'}" for r, v in c.loads_as.items()),
         "facts": _facts(c, verbose),
         "evidence": "; ".join(line(e) for e in c.evidence[: 6 if verbose else 3]),
+        "values read": _values_read(c, verbose),
     }
     for name in ("missing", "mismatched", "foreign"):
         names: tuple[str, ...] = getattr(c, name)
@@ -149,9 +150,19 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
 
 def _quantisation(c: Component) -> str:
     q = c.quantization
-    scheme = "" if q.scheme == "none" else f"{q.scheme}; "
+    formats = " and ".join(f"{n} {name}" for name, n in q.formats.items()) if q.scheme == "mixed" else ""
+    scheme = "" if q.scheme == "none" else f"{q.scheme}{f' ({formats})' if formats else ''}; "
     bits = f"; {q.bits:g} bits a parameter" if q.bits and q.scheme != "none" else ""
-    return f"{scheme}{dtypes(q.dtypes)}{bits}"
+    notes = "".join(f"; {n}" for n in q.notes)
+    return f"{scheme}{dtypes(q.dtypes)}{bits}{notes}"
+
+
+def _values_read(c: Component, verbose: bool) -> str:
+    if not c.values_read:
+        return ""
+    total = sum(r.bytes for r in c.values_read)
+    said = [f"{line(r.tensor)} {r.says}" for r in c.values_read if r.says and (verbose or "names a" not in r.says)]
+    return f"{len(c.values_read)} small tensors, {size(total)}" + (f": {'; '.join(said[:20])}" if said else "")
 
 
 def _facts(c: Component, verbose: bool) -> str:

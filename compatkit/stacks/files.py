@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 
 from compatkit.headers import open_header
+from compatkit.headers.small import read_small
 from compatkit.identify.identify import identify
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.naming import shown
@@ -85,19 +87,22 @@ def requests(texts: list[str], assume: Mapping[str, str], knowledge: Knowledge) 
     return list(out.values())
 
 
-def opened(request: Request, knowledge: Knowledge) -> list[Component]:
+def opened(request: Request, knowledge: Knowledge, *, headers_only: bool = False) -> list[Component]:
     """The components of one source. A file that is no readable model gives one of role "unknown" that says why.
+
+    With `headers_only` nothing is read but headers: no marker that names a packing, no value that decides.
 
     Raises:
         SourceError: there is no such file, or it may not be read.
     """
     if os.path.isdir(request.source):
-        return _folder(request, knowledge)
+        return _folder(request, knowledge, headers_only)
     try:
         header = open_header(request.source)
+        read = None if headers_only else partial(read_small, header)
+        components = identify(header, knowledge, force_role=request.role, assume=request.assume, read=read)
     except HeaderError as e:
         return [unreadable(request, e.problem)]
-    components = identify(header, knowledge, force_role=request.role, assume=request.assume)
     if request.role and not request.assume and all(c.family is None for c in components):
         return _in_another_role(request, header, knowledge) or components
     return components
@@ -119,14 +124,15 @@ def _in_another_role(request: Request, header: Header, knowledge: Knowledge) -> 
     return [replace(c, problems=(*c.problems, problem)) for c in found]
 
 
-def _folder(request: Request, knowledge: Knowledge) -> list[Component]:
+def _folder(request: Request, knowledge: Knowledge, headers_only: bool) -> list[Component]:
     """Every part of a diffusers folder, with what the folder's configs declare."""
     out = []
     for part in folder.parts(request.source):
         if part.weights is None:
             out.append(unreadable(Request(os.path.join(request.source, part.name)), part.problems[-1]))
             continue
-        for component in opened(Request(part.weights, request.role, request.assume), knowledge):
+        inside = Request(part.weights, request.role, request.assume)
+        for component in opened(inside, knowledge, headers_only=headers_only):
             out.append(replace(component, declared=part.declared, problems=component.problems + part.problems))
     if not out:
         raise SourceError(f"{shown(request.source)}: the folder's index names no part that is there")
