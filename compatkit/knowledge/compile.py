@@ -1,9 +1,9 @@
 """Compiles a rules folder into JSON that an ordinary run reads: one file a family, one signature index, one table of the rest.
 
-    index.json            names -> grammars to try, and the quick gates that refuse most of them
-    families/ID.json      card, and lines per layout
-    tables.json           checks, runtimes, packings, error texts
-    manifest.json         what it was made from
+index.json            names -> grammars to try, and the quick gates that refuse most of them
+families/ID.json      card, and lines per layout
+tables.json           checks, runtimes, packings, error texts
+manifest.json         what it was made from
 """
 
 from __future__ import annotations
@@ -95,8 +95,12 @@ def compile_tree(rules_dir: Path, out_dir: Path, extra: Iterable[Path] = ()) -> 
 def write(path: Path, document: Any) -> None:
     """Write JSON so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
@@ -135,7 +139,9 @@ def family_document(family: Family) -> dict[str, Any]:
         "forbid": family.forbid,
         "tolerate": family.tolerate,
         "metadata": family.metadata,
-        "example": {k: v for k, v in (family.examples[0] if family.examples else {}).items() if k in ("symbols", "options")},
+        "example": {
+            k: v for k, v in (family.examples[0] if family.examples else {}).items() if k in ("symbols", "options")
+        },
         "markers": family.markers,
         "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],
         "values": family.values,

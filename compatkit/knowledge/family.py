@@ -1,7 +1,7 @@
 """One family file (`rules/families/**/ID.yaml`) -> its lines in every layout, and its card.
 
-The *grammar* is what a header is matched against: lines, groups, conditions. The *card* is everything else the file says:
-latent space, encoders, runtimes, siblings. `docs/grammar.md` describes the spelling.
+The *grammar* is what a header is matched against: lines, groups, conditions. The *card* is everything else the file
+says: latent space, encoders, runtimes, siblings. `docs/grammar.md` describes the spelling.
 """
 
 from __future__ import annotations
@@ -65,19 +65,52 @@ CARD_KEYS = {
     "sources": list,
     "spaces": list,
 }
-LATENT_KEYS = ("space", "channels", "ndim", "downscale", "temporal", "patch", "scale_factor", "shift_factor", "also", "more", "note")
+#: What the values inside some of them must be.
+INNER: dict[str, tuple[type, ...]] = {
+    "one_of": (dict, type(None)),
+    "runtimes": (dict, type(None)),
+    "siblings": (dict, str, type(None)),
+    "markers": (str, list, type(None)),
+    "text_encoders": (dict,),
+    "examples": (dict,),
+}
+LATENT_KEYS = (
+    "space",
+    "channels",
+    "ndim",
+    "downscale",
+    "temporal",
+    "patch",
+    "scale_factor",
+    "shift_factor",
+    "also",
+    "more",
+    "note",
+)
 ENCODER_KEYS = ("kind", "taps", "into", "join", "optional", "alternatives", "vocab", "note")
 ROLES = (
     "diffusion", "text_encoder", "vae", "lora", "controlnet", "t2i_adapter", "ip_adapter", "style_model", "clip_vision",
-    "mmproj", "upscaler", "embedding", "llm", "gligen", "motion_module", "model_patch", "latent_upscaler", "audio_encoder",
-    "face_adapter", "hypernetwork", "detector", "other",
+    "mmproj", "upscaler", "embedding", "llm", "gligen", "motion_module", "model_patch", "latent_upscaler",
+    "audio_encoder", "face_adapter", "hypernetwork", "detector", "other",
 )  # fmt: skip
 #: Not handed down through `like`.
 _OWN = {
     "id", "title", "released", "siblings", "examples", "abstract", "fallback", "architecture", "add", "drop", "like",
     "notes", "signature", "values",
 }  # fmt: skip
-_MERGED = {"where", "optional", "one_of", "parts", "runtimes", "facts", "latent", "layouts", "junctions", "metadata", "markers"}
+_MERGED = {
+    "where",
+    "optional",
+    "one_of",
+    "parts",
+    "runtimes",
+    "facts",
+    "latent",
+    "layouts",
+    "junctions",
+    "metadata",
+    "markers",
+}
 
 
 @dataclass(slots=True)
@@ -128,6 +161,12 @@ def check_keys(file: RuleFile) -> None:
             continue  # what the base says of it does not hold here
         if not isinstance(value, known[key]):  # type: ignore[arg-type]
             raise file.error((key,), f"{key} has the wrong type: {type(value).__name__}")
+    for key, kind in INNER.items():
+        values = file.data.get(key) or ()
+        for at in values if isinstance(values, dict) else range(len(values)):
+            if not isinstance(values[at], kind):
+                said = at if isinstance(values, dict) else f"an entry of {key}"
+                raise file.error((key, at), f"{said} has the wrong type: {type(values[at]).__name__}")
     for key in ("id", "role"):
         if key not in file.data and "like" not in file.data:
             raise file.error((), f"{key} is missing")
@@ -136,9 +175,11 @@ def check_keys(file: RuleFile) -> None:
     if file.data.get("role", "other") not in ROLES:
         role = file.data["role"]
         raise file.error(("role",), f"unknown role {role!r}{nearest(role, ROLES)}")
-    for key in file.data.get("latent") or {}:
+    for key, value in (file.data.get("latent") or {}).items():
         if key not in LATENT_KEYS:
             raise file.error(("latent", key), f"unknown key {key!r}{nearest(key, LATENT_KEYS)}")
+        if key in ("channels", "ndim"):
+            _expression(file, ("latent", key), value)
     for i, encoder in enumerate(file.data.get("text_encoders") or []):
         for key in encoder:
             if key not in ENCODER_KEYS:
@@ -275,28 +316,54 @@ def _layout(
     name: str, spec: Any, lines: list[Line], expansion: Expansion, file: RuleFile, keymaps: Mapping[str, RuleFile]
 ) -> Layout:
     where: tuple[Hashable, ...] = ("layouts", name)
-    complain = file.error
-    operations: list[Any] = []
-    queue = [(operation, i, 0) for i, operation in enumerate(spec if isinstance(spec, list) else [spec])]
-    while queue:
-        operation, i, depth = queue.pop(0)
-        if isinstance(operation, Mapping) and set(operation) == {"use"} and depth < 8:
-            shared = keymaps.get(str(operation["use"]))
-            if shared is None:
-                raise file.error((*where, i), f"there is no key map {operation['use']!r}{nearest(operation['use'], keymaps)}")
-            queue[:0] = [(o, i, depth + 1) for o in shared.data["operations"]]
-        else:
-            operations.append(operation)
+    operations, places = _used(spec if isinstance(spec, list) else [spec], file, where, keymaps)
+
+    def complain(at: tuple[Hashable, ...], message: str) -> Exception:
+        """An error in an operation stands in the file that the operation stands in."""
+        if at[:2] == where and len(at) > 2 and isinstance(at[2], int):
+            source, place = places[at[2]]
+            return source.error((*place, *at[3:]), message)
+        return file.error(at, message)
 
     def added(tree: Any, at: tuple[Hashable, ...]) -> list[Line]:
         start = len(expansion.lines)
+        expansion.complain = complain
         expansion.tree(tree, at)
+        expansion.complain = file.error
         new = expansion.lines[start:]
         del expansion.lines[start:]
         return new
 
     mapped = keymap.apply(operations, list(lines), complain, where, added)
     return Layout(name, [m.line for m in mapped], [m.origin for m in mapped])
+
+
+Place = tuple[RuleFile, tuple[Hashable, ...]]
+
+
+def _used(
+    operations: list[Any], file: RuleFile, where: tuple[Hashable, ...], keymaps: Mapping[str, RuleFile], depth: int = 0
+) -> tuple[list[Any], list[Place]]:
+    """The operations with every `use` replaced by the shared map's own, and where each of them stands."""
+    found: list[Any] = []
+    places: list[Place] = []
+    for i, operation in enumerate(operations):
+        if not (isinstance(operation, Mapping) and set(operation) == {"use"}):
+            found.append(operation)
+            places.append((file, (*where, i)))
+            continue
+        name = str(operation["use"])
+        shared = keymaps.get(name)
+        if shared is None:
+            raise file.error((*where, i), f"there is no key map {name!r}{nearest(name, keymaps)}")
+        if depth > 8:
+            raise file.error((*where, i), "key maps use each other without end")
+        if not isinstance(shared.data, dict) or not isinstance(shared.data.get("operations"), list):
+            raise shared.error((), "operations is missing")
+        inner, at = _used(shared.data["operations"], shared, ("operations",), keymaps, depth + 1)
+        found += inner
+        places += at
+    return found, places
 
 
 def free_symbols(lines: list[Line]) -> set[str]:

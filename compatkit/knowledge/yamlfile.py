@@ -1,6 +1,7 @@
 """Reading YAML rule files so that every complaint names file, line and column.
 
-PyYAML is imported here only, and this module only when rules are compiled: an ordinary run reads compiled JSON.
+PyYAML is imported here only, and this module only when rules are compiled or checked: an ordinary run reads compiled
+JSON.
 """
 
 from __future__ import annotations
@@ -68,13 +69,20 @@ _scalars = yaml.SafeLoader("")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+#: No rule file nests deeper or holds more values; aliases that hold themselves or multiply do.
+_DEEPEST, _MOST = 40, 200_000
+
+
 def _build(node: yaml.Node, where: tuple[Hashable, ...], positions: Positions, path: Path) -> Any:
+    if len(where) > _DEEPEST or len(positions) > _MOST:
+        what = "values are nested too deeply" if len(where) > _DEEPEST else "there are too many values"
+        raise RuleFileError(path, node.start_mark.line + 1, node.start_mark.column + 1, f"{what} (an alias?)")
     positions[where] = (node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, yaml.MappingNode):
         out: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _build(key_node, (*where, "<key>"), {}, path)
             mark = key_node.start_mark
+            key = _build(key_node, (*where, "<key>"), {}, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, (str, int, float, bool)):
                 raise RuleFileError(path, mark.line + 1, mark.column + 1, "a key must be a plain scalar")
             if key in out:
