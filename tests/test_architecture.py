@@ -50,8 +50,8 @@ MAX_LINES = 450
 
 #: Stems of model names, beside the ids that stand in `rules/families`.
 STEMS = ["flux", "sdxl", "sd15", "sd3", "qwen", "gemma", "lumina", "wan2", "z_image", "hunyuan", "pixart", "t5xxl"]
-#: Family ids that are also ordinary words of programming.
-ORDINARY = {"pid", "lens"}
+#: Family ids that are also ordinary words of programming, or a role of the contract.
+ORDINARY = {"pid", "lens", "mmproj"}
 
 
 def module_name(path: Path) -> str:
