@@ -1,7 +1,7 @@
 """The words every part of compatkit shares: header, component, stack, finding, report.
 
-Nothing here imports anything of ours, reads a file or knows a model. All types are immutable by convention: the two that
-exist in thousands (`Tensor`) or are read everywhere (`Header`) are named tuples and slotted classes for speed.
+Nothing here imports anything of ours, reads a file or knows a model. All types are immutable; what exists in thousands
+(`Tensor`) is a named tuple, the rest are frozen slotted classes.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class FileProblem(NamedTuple):
 class Header:
     """What a model file says about itself before its data.
 
-    `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values, where
-    an array longer than the reader keeps is an `ArraySummary`. `shards` names the files that make up the whole (one for
+    `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values (an
+    array longer than the reader keeps is an `ArraySummary`). `shards` names the files that make up the whole (one for
     a plain file). `header_bytes` counts all bytes before the data, over all shards. `problems` are findings that do not
     prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead.
     """
@@ -96,7 +96,7 @@ class HeaderError(Exception):
 
 
 class SourceError(Exception):
-    """A source that cannot be reached at all (no such file, not permitted). Exit code 2 when nothing else was examined."""
+    """A source that cannot be reached at all (no such file, not permitted). Exit code 2 if nothing else was examined."""
 
 
 class RulesError(Exception):
@@ -138,8 +138,8 @@ class Component:
 
     `family` is the oldest of header-identical families, the others stand in `also`; `None` means unknown.
     `tensors` are those of this component, under their names in the file. `declared` is what a config beside the file
-    says of it: "class", and for a part of a diffusers folder "part", "pipeline". `values_read` are the small tensors that
-    were looked into.
+    says of it: "class", and for a part of a diffusers folder "part", "pipeline". `values_read` are the small tensors
+    that were looked into.
     """
 
     source: str
@@ -215,7 +215,7 @@ class Finding:
 
 
 class NotChecked(NamedTuple):
-    """A check that did not run, and why. `blocks` is true when both its sides are in the set: the verdict is then unknown."""
+    """A check that did not run, and why. `blocks`: both its sides are in the set, so the verdict is unknown."""
 
     rule: str
     why: str

@@ -128,9 +128,10 @@ def _why_unknown(nearest: Match | None) -> str:
         return "no known family shares its tensor names"
     if nearest.refused:
         return f"nearest is {nearest.family}, but {nearest.refused}"
+    missing, mismatched, foreign = map(len, (nearest.missing, nearest.mismatched, nearest.foreign))
     return (
-        f"nearest is {nearest.family}, but {len(nearest.missing)} tensors are missing, {len(nearest.mismatched)} have other "
-        f"shapes and {len(nearest.foreign)} do not belong to it"
+        f"nearest is {nearest.family}, but {missing} tensors are missing, {mismatched} have other shapes and {foreign} do "
+        "not belong to it"
     )
 
 
@@ -220,7 +221,10 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         if entry is None:
             continue
         helper = runtimes.get(f"{runtime}-gguf") if header.format == "gguf" else None
-        entry = {**entry, **(helper or {})}  # a helper that opens GGUF files for a runtime may make another class of them
+        entry = {
+            **entry,
+            **(helper or {}),
+        }  # a helper that opens GGUF files for a runtime may make another class of them
         name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
         for condition, other in (entry.get("classes") or {}).items():
             name = other if _true(condition, match.symbols) else name

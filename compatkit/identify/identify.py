@@ -65,7 +65,7 @@ def identify(
 
 
 def _tolerated(name: str, patterns: list[str]) -> bool:
-    """Whether a tensor outside the models is one that some of them tolerate: so named, or named so above their prefix."""
+    """Whether a tensor outside the models is one that some of them tolerate, under its name or above their prefix."""
     last = name.rpartition(".")[2]
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(last, p) for p in patterns)
 
@@ -257,9 +257,7 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
     return (str(knowledge.family(family).get("released", "9999")), family)
 
 
-def _assumed(
-    header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str, read: Reader | None
-) -> Component:
+def _assumed(header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str, read: Reader | None) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
     prefixes: Iterable[str] = {"", *_common_prefixes(unpacked)}

@@ -102,7 +102,8 @@ def load(extra: tuple[Path, ...] = ()) -> Knowledge:
     """The rules of this installation, and of users' folders on top.
 
     In a checkout the compiled form is rebuilt when a rule file changed; an installed one is never checked (its files do
-    not change), so the first run is as fast as the tenth and nothing is written. With `extra` all is compiled in memory.
+    not change), so the first run is as fast as the tenth and nothing is written. With `extra` all is compiled in
+    memory.
 
     Raises:
         RuleFileError: a rule file is refused (from PyYAML's side: only when something is compiled).

@@ -9,7 +9,16 @@ from compatkit.render.style import LEVEL_COLOUR, VERDICT_COLOUR, Paint, basename
 from compatkit.vocabulary import Component, Finding, NotChecked, Report
 
 _WIDTH = 100
-_FACTS_FIRST = ("hidden_size", "width", "context_dim", "layers", "vocab", "latent_space", "latent_channels", "latent_ndim")
+_FACTS_FIRST = (
+    "hidden_size",
+    "width",
+    "context_dim",
+    "layers",
+    "vocab",
+    "latent_space",
+    "latent_channels",
+    "latent_ndim",
+)
 
 
 def check_text(report: Report, paint: Paint, titles: Mapping[str, str], verbose: bool = False) -> str:
@@ -38,7 +47,7 @@ def _set_table(components: Sequence[Component], titles: Mapping[str, str]) -> li
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned columns. (tabulate, which makes the other tables, costs 40 ms to import: too much for every check.)"""
+    """Left-aligned columns. (tabulate, which makes the other tables, takes 40 ms to import: too much here.)"""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -105,7 +114,9 @@ def _grouped(rules: Iterable[str]) -> str:
     return ", ".join(f"{g}/{n[0]}" if len(n) == 1 else f"{g}/{{{', '.join(n)}}}" for g, n in groups.items())
 
 
-def inspect_text(components: Iterable[Component], paint: Paint, titles: Mapping[str, str], verbose: bool = False) -> str:
+def inspect_text(
+    components: Iterable[Component], paint: Paint, titles: Mapping[str, str], verbose: bool = False
+) -> str:
     """The report of `inspect`: what it is, its facts, the evidence, and the runner-up."""
     return "\n".join("\n".join(_component(c, paint, titles, verbose)) + "\n" for c in components)
 
@@ -182,5 +193,9 @@ def _runner_up(c: Component) -> str:
         return ""
     if r.reason:
         return f"{r.family}, refused: {r.reason}"
-    counts = [f"{len(n)} {word}" for n, word in ((r.missing, "missing"), (r.mismatched, "mismatched"), (r.foreign, "foreign")) if n]
+    counts = [
+        f"{len(n)} {word}"
+        for n, word in ((r.missing, "missing"), (r.mismatched, "mismatched"), (r.foreign, "foreign"))
+        if n
+    ]
     return f"{r.family} ({', '.join(counts) or 'as good'})"
