@@ -96,7 +96,14 @@ class HeaderError(Exception):
 
 
 class SourceError(Exception):
-    """A source that cannot be reached at all (no such file, not permitted). Exit code 2 if nothing else was examined."""
+    """A source that cannot be reached at all (no such file, not permitted). Exit code 2 if nothing was examined.
+
+    `problem` is the finding it makes beside files that could be read, where it is known better than "unreadable".
+    """
+
+    def __init__(self, message: str, problem: FileProblem | None = None) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class RulesError(Exception):

@@ -130,8 +130,8 @@ def _why_unknown(nearest: Match | None) -> str:
         return f"nearest is {nearest.family}, but {nearest.refused}"
     missing, mismatched, foreign = map(len, (nearest.missing, nearest.mismatched, nearest.foreign))
     return (
-        f"nearest is {nearest.family}, but {missing} tensors are missing, {mismatched} have other shapes and {foreign} do "
-        "not belong to it"
+        f"nearest is {nearest.family}, but {missing} tensors are missing, {mismatched} have other shapes and {foreign} "
+        "do not belong to it"
     )
 
 

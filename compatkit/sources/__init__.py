@@ -35,6 +35,10 @@ class Source(Protocol):
     def chunk(self) -> int:
         """How many bytes a reader that does not know its need yet should ask for at once."""
 
+    @property
+    def workers(self) -> int:
+        """How many files of its place may be read at the same time with profit; 1: one after the other."""
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes `offset … offset+length`, cut at the end of the file (`size`), never shorter than that.
 

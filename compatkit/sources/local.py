@@ -41,6 +41,9 @@ class LocalSource:
     devices and sockets are refused before they are opened: opening one may block or do something).
     """
 
+    #: See `Source.workers`.
+    workers = 1
+
     __slots__ = ("_fd", "chunk", "identity", "name", "size")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

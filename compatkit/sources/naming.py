@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def shown(name: object, limit: int = 120) -> str:
     """`name` in quotes, fit for one line of a report, at most about `limit` characters long.
@@ -18,3 +20,10 @@ def shown(name: object, limit: int = 120) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 tensor`, `2,514 tensors`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def base_name(name: str) -> str:
+    """The last part of a path or URL: the file's own name, without the URL's query."""
+    if "://" in name:
+        name = name.partition("?")[0].partition("#")[0]
+    return name[max(name.rfind("/"), name.rfind(os.sep)) + 1 :]
