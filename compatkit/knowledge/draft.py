@@ -1,5 +1,5 @@
-"""Drafts a family file from headers, so that naming a new model takes minutes. Two sizes of a family draft far better than
-one: an equation that holds in both is rarely a coincidence.
+"""Drafts a family file from headers, so that naming a new model takes minutes. Two sizes of a family draft far better
+than one: an equation that holds in both is rarely a coincidence.
 
 The draft is solved by the same engine as any other file; a person then names symbols and parts and fills in the card.
 """
@@ -33,8 +33,7 @@ def draft(headers: Sequence[Header], family: str = "my_family", prefix: str | No
     Raises:
         ValueError: the headers do not share their names, so that they cannot be one family.
     """
-    prefix = common_prefix(headers[0]) if prefix is None else prefix
-    tables = [{n.removeprefix(prefix): t.shape for n, t in h.tensors.items() if n.startswith(prefix)} for h in headers]
+    tables = [_table(h, common_prefix(h) if prefix is None else prefix) for h in headers]
     runs: dict[str, Vector] = {}
     tree = _merge([_runs(_tree(t), (), {}) for t in tables], tables, runs)
     symbols = _Symbols(len(headers), runs)
@@ -44,19 +43,28 @@ def draft(headers: Sequence[Header], family: str = "my_family", prefix: str | No
     return _yaml(family, parts, body, symbols, tables)
 
 
+def _table(header: Header, prefix: str) -> dict[str, tuple[int, ...]]:
+    table = {n.removeprefix(prefix): t.shape for n, t in header.tensors.items() if n.startswith(prefix)}
+    if not table:
+        raise ValueError(f"no tensor starts with {prefix!r}" if prefix else "there are no tensors")
+    return table
+
+
 def common_prefix(header: Header) -> str:
-    """The segments that at least 90 % of the names share at their start."""
+    """The segments that all names share at their start; a marker of a value or two may stand outside."""
+    names = [n for n, t in header.tensors.items() if t.elements > 2] or list(header.tensors)
     prefix = ""
     while True:
-        counts = Counter(n[len(prefix) :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix))
-        first, count = counts.most_common(1)[0]
-        inside = sum(1 for n in header.tensors if n.startswith(f"{prefix}{first}."))
-        if count < 0.9 * len(header.tensors) or inside < count or first.isdigit():
+        heads = {n[len(prefix) :].partition(".")[::2] for n in names}
+        first = {head for head, _ in heads}
+        if len(first) != 1 or not all(rest for _, rest in heads):
             return prefix
-        numbered = {n[len(prefix) + len(first) + 1 :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix + first)}
-        if all(s.isdigit() for s in numbered):
+        if all(rest.partition(".")[0].isdigit() for _, rest in heads):  # `blocks.0`, `blocks.1`: a run has its name
             return prefix
-        prefix += f"{first}."
+        head = first.pop()
+        if head.isdigit():
+            return prefix
+        prefix += f"{head}."
 
 
 def _tree(table: Mapping[str, tuple[int, ...]]) -> Node:
@@ -95,7 +103,9 @@ def _runs(node: Node, path: tuple[str, ...], lengths: dict[tuple[str, ...], int]
             done.update(k for _, k in equal)
             start, stop = indexes[0], indexes[-1] + 1
             if indexes != list(range(start, stop)) or (stem != "#" and stop - start < 5):
-                out[stem.replace("#", "{" + ",".join(map(str, indexes)) + "}")] = _descend(child, (*path, stem), lengths)
+                out[stem.replace("#", "{" + ",".join(map(str, indexes)) + "}")] = _descend(
+                    child, (*path, stem), lengths
+                )
                 continue
             where = (*path, stem)
             spelled = stem.replace("#", "{#}")
@@ -124,13 +134,17 @@ def _merge(trees: list[Node], tables: list[dict[str, tuple[int, ...]]], runs: di
         if not all(isinstance(n, Node) for n in nodes):
             ranks = {len(n) for n in nodes if not isinstance(n, Node)}
             if any(isinstance(n, Node) for n in nodes) or len(ranks) != 1:
-                raise ValueError(f"{'.'.join(path)} differs in kind between the headers: they are not sizes of one family")
+                raise ValueError(
+                    f"{'.'.join(path)} differs in kind between the headers: they are not sizes of one family"
+                )
             return tuple(zip(*nodes, strict=True)) if nodes[0] else ()
         keys = list(nodes[0])
         for other in nodes[1:]:
             if list(other) != keys and set(other) != set(keys):
                 odd = sorted(set(other) ^ set(keys))[0]
-                raise ValueError(f"{'.'.join((*path, odd))} is not in every header: draft from sizes of one family and layout")
+                raise ValueError(
+                    f"{'.'.join((*path, odd))} is not in every header: draft from sizes of one family and layout"
+                )
         out = Node()
         for key in keys:
             spelled = key
@@ -228,7 +242,7 @@ def _spell(node: Any, symbols: _Symbols) -> Any:
     if not isinstance(node, Node):
         return [symbols.spelled[v] for v in node]
     out = {k: _spell(v, symbols) for k, v in node.items()}
-    if set(out) == {"weight", "bias"} and out["weight"][:1] == out["bias"]:
+    if set(out) == {"weight", "bias"} and isinstance(out["weight"], list) and out["weight"][:1] == out["bias"]:
         return _call({1: "norm", 2: "lin"}.get(len(out["weight"])), out["weight"]) or out
     if set(out) == {"weight"} and isinstance(out["weight"], list):
         return _call({1: "scale", 2: "linw"}.get(len(out["weight"])), out["weight"]) or out
@@ -313,14 +327,19 @@ def _yaml(family: str, parts: dict[str, Any], body: Any, symbols: _Symbols, tabl
         text: str = yaml.safe_dump(value, sort_keys=False, width=140, default_flow_style=None)
         return text
 
-    data: dict[str, Any] = {"id": family, "title": "TODO: as its makers call it", "role": "diffusion", "released": "TODO"}
+    data: dict[str, Any] = {
+        "id": family,
+        "title": "TODO: as its makers call it",
+        "role": "diffusion",
+        "released": "TODO",
+    }
     if parts:
         data["parts"] = {head: _flat(part) for head, (_, part) in parts.items()}
     data["tensors"] = body
     fixed = {n: v[0] for n, v in symbols.values.items() if len(set(v)) == 1 and v[0] > _LITERAL}
     data["where"] = fixed if symbols.headers > 1 else dict(list(fixed.items())[:3])
     data["facts"] = {"hidden_size": "hidden"}
-    values = {**{n: v for n, v in symbols.runs.items()}, **symbols.values}
+    values = {**symbols.runs, **symbols.values}
     data["examples"] = [
         {
             "name": f"header {i + 1}",
@@ -330,9 +349,13 @@ def _yaml(family: str, parts: dict[str, Any], body: Any, symbols: _Symbols, tabl
         }
         for i, table in enumerate(tables)
     ]
-    note = "# A draft: name symbols and parts, decide what `where` must fix, fill in the card (docs/adding-a-model.md).\n"
+    note = (
+        "# A draft: name symbols and parts, decide what `where` must fix, fill in the card (docs/adding-a-model.md).\n"
+    )
     if symbols.headers == 1:
-        note += "# Drafted from one header: equations such as 4*hidden may be coincidences; give two sizes to be sure.\n"
+        note += (
+            "# Drafted from one header: equations such as 4*hidden may be coincidences; give two sizes to be sure.\n"
+        )
     return note + block(data)
 
 
