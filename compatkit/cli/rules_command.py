@@ -65,7 +65,7 @@ def test_rules(family: str | None, rules: tuple[Path, ...]) -> None:
 @command.command("draft")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--id", "family", default="my_family", show_default=True, help="The id to give the family.")
-@click.option("--prefix", help="Leave out this prefix of the names (default: the one nearly all share).")
+@click.option("--prefix", help="Leave out this prefix of the names (default: the one all share).")
 def draft_rules(files: tuple[str, ...], family: str, prefix: str | None) -> None:
     """Draft a family file from the headers of FILES: two sizes of the same model draft far better than one."""
     from compatkit.headers import open_header

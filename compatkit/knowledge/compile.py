@@ -26,6 +26,7 @@ from compatkit.knowledge.yamlfile import RuleFile, load
 
 _SIGNATURES = 8
 _BINDERS = 5
+_FEW = 3
 
 
 def rule_files(root: Path) -> list[Path]:
@@ -189,7 +190,8 @@ def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[st
     kept, seen = [], Counter[tuple[str, int]]()
     for group, name, axis, rank, side in derived:
         for symbol in sorted(symbols(side) - set(runs)):
-            if not places[symbol, -1] and not places[symbol, group] and seen[symbol, group] < _BINDERS:
+            # a symbol that few sides show must still be found where one of those tensors is lost
+            if max(places[symbol, -1], places[symbol, group]) < _FEW and seen[symbol, group] < _BINDERS:
                 kept.append([symbol, name, axis, rank, side])
                 seen[symbol, group] += 1
     return direct, kept, runs

@@ -1,6 +1,11 @@
+<<<<<<< HEAD
 """Drafts a family file from headers, so that naming a new model takes minutes.
 
 Two sizes of a family draft far better than one: an equation that holds in both is rarely a coincidence.
+=======
+"""Drafts a family file from headers, so that naming a new model takes minutes. Two sizes of a family draft far better
+than one: an equation that holds in both is rarely a coincidence.
+>>>>>>> 133b82b8bcdd5f49a364fe9b042eb002d9c1c9af
 
 The draft is solved by the same engine as any other file; a person then names symbols and parts and fills in the card.
 """
@@ -34,8 +39,7 @@ def draft(headers: Sequence[Header], family: str = "my_family", prefix: str | No
     Raises:
         ValueError: the headers do not share their names, so that they cannot be one family.
     """
-    prefix = common_prefix(headers[0]) if prefix is None else prefix
-    tables = [{n.removeprefix(prefix): t.shape for n, t in h.tensors.items() if n.startswith(prefix)} for h in headers]
+    tables = [_table(h, common_prefix(h) if prefix is None else prefix) for h in headers]
     runs: dict[str, Vector] = {}
     tree = _merge([_runs(_tree(t), (), {}) for t in tables], tables, runs)
     symbols = _Symbols(len(headers), runs)
@@ -45,21 +49,35 @@ def draft(headers: Sequence[Header], family: str = "my_family", prefix: str | No
     return _yaml(family, parts, body, symbols, tables)
 
 
+def _table(header: Header, prefix: str) -> dict[str, tuple[int, ...]]:
+    table = {n.removeprefix(prefix): t.shape for n, t in header.tensors.items() if n.startswith(prefix)}
+    if not table:
+        raise ValueError(f"no tensor starts with {prefix!r}" if prefix else "there are no tensors")
+    return table
+
+
 def common_prefix(header: Header) -> str:
-    """The segments that at least 90 % of the names share at their start."""
+    """The segments that all names share at their start; a marker of a value or two may stand outside."""
+    names = [n for n, t in header.tensors.items() if t.elements > 2] or list(header.tensors)
     prefix = ""
     while True:
-        counts = Counter(n[len(prefix) :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix))
-        first, count = counts.most_common(1)[0]
-        inside = sum(1 for n in header.tensors if n.startswith(f"{prefix}{first}."))
-        if count < 0.9 * len(header.tensors) or inside < count or first.isdigit():
+        heads = {n[len(prefix) :].partition(".")[::2] for n in names}
+        first = {head for head, _ in heads}
+        if len(first) != 1 or not all(rest for _, rest in heads):
             return prefix
+<<<<<<< HEAD
         numbered = {
             n[len(prefix) + len(first) + 1 :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix + first)
         }
         if all(s.isdigit() for s in numbered):
+=======
+        if all(rest.partition(".")[0].isdigit() for _, rest in heads):  # `blocks.0`, `blocks.1`: a run has its name
+>>>>>>> 133b82b8bcdd5f49a364fe9b042eb002d9c1c9af
             return prefix
-        prefix += f"{first}."
+        head = first.pop()
+        if head.isdigit():
+            return prefix
+        prefix += f"{head}."
 
 
 def _tree(table: Mapping[str, tuple[int, ...]]) -> Node:
@@ -237,7 +255,7 @@ def _spell(node: Any, symbols: _Symbols) -> Any:
     if not isinstance(node, Node):
         return [symbols.spelled[v] for v in node]
     out = {k: _spell(v, symbols) for k, v in node.items()}
-    if set(out) == {"weight", "bias"} and out["weight"][:1] == out["bias"]:
+    if set(out) == {"weight", "bias"} and isinstance(out["weight"], list) and out["weight"][:1] == out["bias"]:
         return _call({1: "norm", 2: "lin"}.get(len(out["weight"])), out["weight"]) or out
     if set(out) == {"weight"} and isinstance(out["weight"], list):
         return _call({1: "scale", 2: "linw"}.get(len(out["weight"])), out["weight"]) or out
