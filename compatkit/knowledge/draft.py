@@ -1,11 +1,6 @@
-<<<<<<< HEAD
 """Drafts a family file from headers, so that naming a new model takes minutes.
 
 Two sizes of a family draft far better than one: an equation that holds in both is rarely a coincidence.
-=======
-"""Drafts a family file from headers, so that naming a new model takes minutes. Two sizes of a family draft far better
-than one: an equation that holds in both is rarely a coincidence.
->>>>>>> 133b82b8bcdd5f49a364fe9b042eb002d9c1c9af
 
 The draft is solved by the same engine as any other file; a person then names symbols and parts and fills in the card.
 """
@@ -65,14 +60,7 @@ def common_prefix(header: Header) -> str:
         first = {head for head, _ in heads}
         if len(first) != 1 or not all(rest for _, rest in heads):
             return prefix
-<<<<<<< HEAD
-        numbered = {
-            n[len(prefix) + len(first) + 1 :].split(".", 1)[0] for n in header.tensors if n.startswith(prefix + first)
-        }
-        if all(s.isdigit() for s in numbered):
-=======
         if all(rest.partition(".")[0].isdigit() for _, rest in heads):  # `blocks.0`, `blocks.1`: a run has its name
->>>>>>> 133b82b8bcdd5f49a364fe9b042eb002d9c1c9af
             return prefix
         head = first.pop()
         if head.isdigit():
