@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from compatkit.knowledge.store import Knowledge, load
+from compatkit.stacks import wholes
 from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
 from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
 
@@ -54,7 +55,7 @@ def check(
     """Judge a set of files.
 
     Args:
-        sources: paths, each optionally as `ROLE=SOURCE`.
+        sources: paths, each optionally as `ROLE=SOURCE`; also a `stack.toml` or `stack.lock`.
         runtime: loaders that must open the set, `NAME` or `NAME@VERSION`; none: the family's usual one.
         assume: file -> family, overriding identification.
         require: roles that must be in the set.
@@ -67,15 +68,19 @@ def check(
         RulesError: a rule file is refused.
     """
     start = time.perf_counter()
-    knowledge = load(tuple(rules))
+    named = wholes.named([os.fspath(s) for s in sources])
+    stack = named.stack
+    rules = wholes.rules(stack, rules)
+    knowledge = load(rules)
+    settings = {**(stack.settings if stack else {}), **settings}
     _known_settings(settings)
-    runtimes = tuple(_runtime(r, knowledge) for r in runtime)
+    runtimes = tuple(_runtime(r, knowledge) for r in (tuple(runtime) or (stack.runtimes if stack else ())))
     components: list[Component] = []
     unreachable: list[str] = []
-    wanted = requests([os.fspath(s) for s in sources], assume or {}, knowledge)
+    wanted = requests(named.sources, assume or {}, knowledge)
     for request in wanted:
         try:
-            components += opened(request, knowledge, headers_only=headers_only)
+            components += named.compared(request, opened(request, knowledge, headers_only=headers_only))
         except SourceError as e:
             unreachable.append(str(e))
             fix = "Give the path of a file that exists and may be read."
@@ -84,7 +89,11 @@ def check(
         raise SourceError("; ".join(unreachable) or "no source is given")
     from compatkit.checks import judge
 
-    report = judge(Stack(tuple(components), runtimes, settings, tuple(require)), knowledge)
+    set_ = Stack(tuple(components), runtimes, {**settings, **wholes.unread(stack)}, tuple(require))
+    if stack:
+        set_ = replace(set_, complete=True, locked=bool(named.locked), policy=stack.policy, licenses=stack.licenses)
+    report = judge(set_, knowledge)
+    report = replace(report, places=stack.places) if stack else report
     return replace(report, cost=Cost(seconds=time.perf_counter() - start))
 
 
@@ -101,6 +110,12 @@ def inspect_all(
         except SourceError as e:
             unreachable.append(str(e))
     return components, unreachable
+
+
+def opened_as(text: str, rules: Iterable[Path] = ()) -> tuple[str | None, str, list[Component]]:
+    """(the role the user gave, the source, its components) of one `[ROLE=]SOURCE`. Raises as `inspect`."""
+    request = parse_request(text)
+    return request.role, request.source, opened(request, load(tuple(rules)))
 
 
 def problem_findings(components: Sequence[Component]) -> list[Finding]:
@@ -123,6 +138,10 @@ def inspect_exit_code(components: Sequence[Component], unreachable: Sequence[str
 
 def exit_code(report: Report, fail_on: str = "error", strict: bool = False) -> int:
     """0 pass, 1 fail, 3 unknown (1 with `strict`). `fail_on="warning"` makes warnings fail."""
+    policy = report.policy
+    if policy and policy.fail_on == "warning":
+        fail_on = "warning"
+    strict = strict or bool(policy and policy.strict)
     if report.verdict == "fail" or (fail_on == "warning" and report.worst() in ("error", "warning")):
         return 1
     if report.verdict == "unknown":

@@ -194,14 +194,46 @@ class Runtime:
         return f"{self.name}@{self.version}" if self.version else self.name
 
 
+class Place(NamedTuple):
+    """Where a file that names sources names one: a path as the user gave it, and a line from 1."""
+
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the owner of a stack allows, whatever would run.
+
+    `quantization` maps a role ("" for all others) to the packings it may have, `size` is a budget in bytes for all
+    files, `licenses` are the licences a file may be under; empty or `None`: anything goes. `rules` are folders of
+    further rules.
+    """
+
+    fail_on: str = "error"
+    strict: bool = False
+    quantization: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    size: int | None = None
+    licenses: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A set of components to judge together, and how the user means to run them."""
+    """A set of components to judge together, and how the user means to run them.
+
+    `complete` says that the set is meant to be all there is: a part that its models need and that is absent is an
+    error. `locked`: its files were compared with a lock. `licenses` maps sources to the licence their owner names.
+    """
 
     components: tuple[Component, ...]
     runtimes: tuple[Runtime, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     required_roles: tuple[str, ...] = ()
+    complete: bool = False
+    locked: bool = False
+    policy: Policy | None = None
+    licenses: Mapping[str, str] = field(default_factory=dict)
 
     def by_role(self, role: str) -> Iterator[tuple[int, Component]]:
         """(index, component) of every component that plays `role`."""
@@ -240,7 +272,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answer about a set."""
+    """The answer about a set.
+
+    `places` says where a stack file names each source ("" stands for the set as a whole); `policy` is what it sets.
+    """
 
     verdict: Verdict
     judged: tuple[str, ...]
@@ -251,6 +286,8 @@ class Report:
     not_checked: tuple[NotChecked, ...] = ()
     cost: Cost = Cost()
     headline: str = ""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    policy: Policy | None = None
 
     def worst(self) -> Level | None:
         """The worst level among the findings, `None` if there are none."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compatkit.checks import declared, encoders, loading, vaes
+from compatkit.checks import declared, encoders, loading, policy, vaes
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.loaders import Loader, loaders
 from compatkit.checks.parts import Part, label, parts
@@ -24,9 +24,13 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "encoder": encoders.build,
     "vae": vaes.build,
     "role": lambda b: _roles(b),
+    "storage": policy.build,
 }
 #: Kinds of subject that another builder makes along the way.
-_WITH = {"set": "encoder"}
+_WITH = {"set": "encoder", "license": "storage", "budget": "storage"}
+
+#: Problems of files that only a lock shows.
+_OF_LOCKS = ("file/moved", "file/newer")
 
 
 def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, Any]] = ()) -> Report:
@@ -41,7 +45,10 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
         rules=knowledge,
         loaders=_loaders(stack.runtimes, every, knowledge),
         settings=stack.settings,
-        required=stack.required_roles,
+        required=tuple(dict.fromkeys((*stack.required_roles, *(policy.needed_roles(every) if stack.complete else ())))),
+        locked=stack.locked,
+        policy=stack.policy,
+        licenses=stack.licenses,
     )
     rules = {str(r["id"]): r for r in (*knowledge.checks(), *extra_rules)}
     wanted = {_WITH.get(str(r["binds"]), str(r["binds"])) for r in rules.values()} | {"file"}
@@ -60,6 +67,7 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
         checked=tuple(checked),
         not_checked=tuple(dict.fromkeys(skipped)),
         headline=headline(outcome, every),
+        policy=stack.policy,
     )
 
 
@@ -75,7 +83,7 @@ def _run(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], list[N
     for rule in rules:
         name, kind = str(rule["id"]), str(rule["binds"])
         if kind == "file":
-            if builder.parts:
+            if builder.parts and (builder.locked or name not in _OF_LOCKS):
                 checked.append(name)
             continue
         subjects = builder.subjects.get(kind, [])

@@ -11,7 +11,7 @@ from compatkit.checks.parts import Part
 from compatkit.knowledge import cel
 from compatkit.knowledge.protocol import Rules
 from compatkit.knowledge.subjects import blank
-from compatkit.vocabulary import FileProblem
+from compatkit.vocabulary import FileProblem, Policy
 
 
 @dataclass(slots=True)
@@ -41,6 +41,9 @@ class Builder:
     loaders: Sequence[Loader]
     settings: Mapping[str, str] = field(default_factory=dict)
     required: Sequence[str] = ()
+    locked: bool = False
+    policy: Policy | None = None
+    licenses: Mapping[str, str] = field(default_factory=dict)
     subjects: dict[str, list[Subject]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: list[tuple[str, str, bool]] = field(default_factory=list)

@@ -16,8 +16,8 @@ _JUDGED = frozenset({"diffusion", "text_encoder", "vae"})
 _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("encoder/tokenizer-version", ("text_encoder",), (), "tokenizers are not compared with the loader's version yet"),
     ("host/disk", (), ("disk_free",), "disk space is not checked yet"),
-    ("host/memory", (), ("vram", "offload"), "memory is not estimated yet"),
-    ("host/torch", (), ("torch", "driver"), "GPU, driver and torch are not checked yet"),
+    ("host/memory", (), ("vram", "offload", "host"), "memory is not estimated yet"),
+    ("host/torch", (), ("torch", "driver", "host"), "GPU, driver and torch are not checked yet"),
     (
         "workflow/sampling",
         ("diffusion",),
@@ -25,6 +25,7 @@ _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
         "sampler settings are not judged yet",
     ),
     ("workflow/latent", ("diffusion",), ("latent_node", "width", "height"), "latent node and size are not judged yet"),
+    ("lora/strength", (), ("strength",), "what a strength makes of a picture is not judged"),
     ("workflow/dtype", ("diffusion",), ("dtype",), "the compute dtype is not judged yet"),
 )
 #: Settings that a user may give although no check reads them yet.
@@ -59,13 +60,14 @@ def headline(outcome: Verdict, every: Sequence[Part]) -> str:
         notes.append("no diffusion model given")
     if any(slots_of(p.card) for p in diffusions) and "text_encoder" not in roles:
         notes.append("no text encoder given")
-    if any(_has_latent(p) for p in diffusions) and "vae" not in roles:
+    if any(has_latent(p) for p in diffusions) and "vae" not in roles:
         notes.append("no VAE given")
     named = ", ".join(r.replace("_", " ") for r in roles) or "nothing identified"
     return f"{outcome} ({'; '.join(x for x in (named, ', '.join(notes)) if x)})"
 
 
-def _has_latent(part: Part) -> bool:
+def has_latent(part: Part) -> bool:
+    """Whether a diffusion model works on latents that a VAE makes."""
     latent = part.card.get("latent") or {}
     return bool(latent.get("space")) and latent.get("space") != "pixel"
 
@@ -77,7 +79,7 @@ def pending(every: Sequence[Part], settings: Mapping[str, str]) -> list[NotCheck
     for rule, needs, keys, why in _PENDING:
         given = [f"{k}={settings[k]}" for k in keys if k in settings]
         if given or not needs or roles & set(needs):
-            if not given and rule in ("host/torch", "workflow/latent", "workflow/dtype"):
+            if not given and rule in ("host/torch", "workflow/latent", "workflow/dtype", "lora/strength"):
                 continue
             out.append(NotChecked(rule, f"{why} ({', '.join(given)} not read)" if given else why))
     # An adapter beside a base is a pair that some check ought to compare.

@@ -15,6 +15,7 @@ from compatkit import __version__
 COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
+    "init": "Write a stack.toml for a set of files.",
     "explain": "Explain a rule or a model family.",
     "rules": "List, test or draft rules.",
     "schema": "Print the JSON Schema of the reports.",

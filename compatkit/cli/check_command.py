@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option
+from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option, step_summary
 
 
 @click.command("check")
@@ -64,7 +64,8 @@ def command(
     """Say whether the SOURCEs will run together, which error they would meet, and what to change.
 
     Give the files of one set: the diffusion model, its text encoders, the VAE. `ROLE=SOURCE` (vae=x.safetensors)
-    forces a role. A set is judged for the roles it holds; what was not checked is listed with the reason.
+    forces a role. A `stack.toml` or `stack.lock` names a whole set. A set is judged for the roles it holds; what was
+    not checked is listed with the reason.
     """
     from compatkit import api
     from compatkit.render import document
@@ -87,10 +88,16 @@ def command(
             from compatkit.render.markdown import check_markdown
 
             return check_markdown(report, titles)
+        if kind == "github":
+            from compatkit.render.github import check_github
+
+            return check_github(report)
         from compatkit.render.style import Paint
         from compatkit.render.text import check_text
 
         return check_text(report, Paint(colour), titles, verbose)
 
     deliver(render, format_, outputs, color)
+    if format_ == "github":
+        step_summary(lambda: render("markdown", False))
     raise click.exceptions.Exit(api.exit_code(report, fail_on, strict))

@@ -31,6 +31,8 @@ def command(
     from compatkit import api
     from compatkit.render import document
 
+    if format_ == "github":
+        raise click.UsageError("--format github is for `compatkit check`; inspect has text, json and markdown.")
     components, unreachable = api.inspect_all(sources, rules=rules, headers_only=headers_only)
     for message in unreachable:
         click.echo(f"Error: {message}", err=True)

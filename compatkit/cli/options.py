@@ -12,15 +12,15 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "markdown")
-LATER = ("html", "sarif", "junit", "github")
+FORMATS = ("text", "json", "markdown", "github")
+LATER = ("html", "sarif", "junit")
 _SUFFIXES = {".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "text"}
 _LATER_SUFFIXES = {".html": "html", ".sarif": "sarif", ".xml": "junit"}
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if value in LATER:
-        raise click.UsageError(f"--format {value} is not supported yet; text, json and markdown are.", ctx)
+        raise click.UsageError(f"--format {value} is not supported yet; {', '.join(FORMATS)} are.", ctx)
     if value not in FORMATS:
         raise click.UsageError(f"--format is one of {', '.join(FORMATS)}, not {value!r}.", ctx)
     return value
@@ -83,3 +83,15 @@ def deliver(render: Callable[[str, bool], str], format_: str, outputs: Sequence[
         except OSError as e:
             raise click.UsageError(f"-o {path}: {e.strerror or e}.") from None
     click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
+
+
+def step_summary(markdown: Callable[[], str]) -> None:
+    """In a GitHub workflow: append the report to the summary of the step. Elsewhere nothing happens."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as f:
+            f.write(markdown() + "\n")
+    except OSError as e:
+        click.echo(f"The step summary could not be written: {e.strerror or e}.", err=True)

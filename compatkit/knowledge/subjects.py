@@ -211,6 +211,32 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
             required=(False, "whether the user or a workflow asks for encoders"),
         ),
     },
+    "storage": {
+        "component": PART,
+        "storage": _fields(
+            name=("none", "how the weights are stored: a packing, a GGUF type, or the dtype of unquantised ones"),
+            allowed=([], "what the policy allows for this role"),
+            matches=(True, "whether it is one of those"),
+        ),
+    },
+    "license": {
+        "component": PART,
+        "license": _fields(
+            name=("", "the licence that the stack file names for this file"),
+            allowed=([], "what the policy allows"),
+            matches=(True, "whether it is one of those"),
+        ),
+    },
+    "budget": {
+        "budget": _fields(
+            total=(0, "bytes of all files"),
+            allowed=(0, "bytes the policy allows"),
+            total_words=("", "the first in words"),
+            allowed_words=("", "the second in words"),
+            largest=("", "name of the largest file"),
+            largest_words=("", "its size in words"),
+        ),
+    },
     "role": {
         "role": _fields(
             name=("", "a role the user requires"), label=("", "in words"), present=(True, "whether the set has it")

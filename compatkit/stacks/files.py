@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -56,7 +56,7 @@ def _refuse_unsupported(source: str) -> None:
         raise SourceError(f"{shown(source)}: {scheme}:// sources are not supported yet; give a file on this machine")
     lower = source.lower()
     if lower.endswith(".toml"):
-        raise SourceError(f"{shown(source)}: stack files are not supported yet; name the model files themselves")
+        raise SourceError(f"{shown(source)}: a stack file stands for a whole set: `compatkit check` and `lock` take it")
     if lower.endswith(".json") and not lower.endswith(".index.json") and os.path.isfile(source):
         raise SourceError(
             f"{shown(source)}: workflows and configs are not supported yet; name the model files (or a "
@@ -64,13 +64,13 @@ def _refuse_unsupported(source: str) -> None:
         )
 
 
-def requests(texts: list[str], assume: Mapping[str, str], knowledge: Knowledge) -> list[Request]:
+def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledge: Knowledge) -> list[Request]:
     """All sources of a command, with what the user assumes of them.
 
     Raises:
         SourceError: an assumption names a file that is not among the sources, or a family nobody knows.
     """
-    parsed = [parse_request(t) for t in texts]
+    parsed = [t if isinstance(t, Request) else parse_request(t) for t in texts]
     out = dict(enumerate(parsed))
     for file, family in assume.items():
         if not knowledge.has_family(family):

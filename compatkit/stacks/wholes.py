@@ -1,0 +1,84 @@
+"""Sources that stand for a whole set: a `stack.toml` or a `stack.lock` among what a command was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from compatkit.sources.naming import shown
+from compatkit.stacks import lockfile, stackfile
+from compatkit.stacks.files import Request
+from compatkit.stacks.lockfile import LockedSource
+from compatkit.stacks.stackfile import StackFile
+from compatkit.vocabulary import Component, SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a command was given: sources one by one, the stack file among them, and what a lock says of each."""
+
+    sources: Sequence[str | Request]
+    stack: StackFile | None = None
+    locked: Sequence[LockedSource] = field(default_factory=tuple)
+
+    def compared(self, request: Request, components: list[Component]) -> list[Component]:
+        """The components of one source, with what differs from its lock among their problems."""
+        for one in self.locked:
+            if one.entry.request == request and components:
+                problems = lockfile.moved(one, components)
+                return [replace(components[0], problems=(*components[0].problems, *problems)), *components[1:]]
+        return components
+
+
+def is_whole(source: str) -> bool:
+    """Whether a source is a stack file or a lock."""
+    return stackfile.is_stackfile(source) or lockfile.is_lockfile(source)
+
+
+def named(texts: Sequence[str]) -> Named:
+    """The sources of a command, with a stack file or lock replaced by what it names.
+
+    Raises:
+        SourceError: there are two of them, or one is not what it should be.
+    """
+    found = [t for t in texts if is_whole(t)]
+    if not found:
+        return Named(texts)
+    if len(found) > 1:
+        raise SourceError(f"{shown(found[0])} and {shown(found[1])}: give one stack at a time")
+    path = found[0]
+    locked: Sequence[LockedSource] = ()
+    if lockfile.is_lockfile(path):
+        lock = lockfile.load(path)
+        stack, locked = lock.stack, lock.sources
+    else:
+        stack = stackfile.load(path)
+    sources: list[str | Request] = []
+    for text in texts:
+        sources += [e.request for e in stack.entries] if text == path else [text]
+    return Named(sources, stack, locked)
+
+
+def rules(stack: StackFile | None, given: Iterable[Path]) -> tuple[Path, ...]:
+    """Folders of rules: the user's, and those that the stack's policy names.
+
+    Raises:
+        SourceError: the policy names one that is not there.
+    """
+    out = [*given]
+    for folder in stack.policy.rules if stack and stack.policy else ():
+        if not os.path.isdir(folder):
+            raise SourceError(f"{stack.path if stack else ''}: [policy] rules: {shown(folder)} is not a folder")
+        out.append(Path(folder))
+    return tuple(out)
+
+
+def unread(stack: StackFile | None) -> dict[str, str]:
+    """What a stack file says that no check reads yet, as settings of the run: reports list those."""
+    if stack is None:
+        return {}
+    strengths = [f"{e.strength:g}" for e in stack.entries if e.strength is not None]
+    out = {"host": stack.host} if stack.host else {}
+    return {**out, "strength": ", ".join(strengths)} if strengths else out
