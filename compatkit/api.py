@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compatkit.knowledge.store import Knowledge, load
 from compatkit.stacks import wholes
 from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
 from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
+
+if TYPE_CHECKING:
+    from compatkit.checks.diagnosis import Cause
 
 #: Settings of a run that `--set` takes. One that no check reads yet stands in `not_checked`.
 SETTINGS = (
@@ -116,6 +120,20 @@ def opened_as(text: str, rules: Iterable[Path] = ()) -> tuple[str | None, str, l
     """(the role the user gave, the source, its components) of one `[ROLE=]SOURCE`. Raises as `inspect`."""
     request = parse_request(text)
     return request.role, request.source, opened(request, load(tuple(rules)))
+
+
+def diagnose(text: str, sources: Sequence[str] = (), *, rules: Iterable[Path] = ()) -> list[Cause]:
+    """The causes of an error text or a log, best first; with the set's files, those its findings confirm stand first.
+
+    Raises:
+        SourceError: sources are given and none can be opened.
+    """
+    from compatkit.checks.diagnosis import diagnose as run
+
+    rules = tuple(rules)
+    knowledge = load(rules)
+    findings = check(sources, rules=rules).findings if sources else ()
+    return run(text, knowledge.table("errors"), knowledge.table("known") or {}, findings)
 
 
 def problem_findings(components: Sequence[Component]) -> list[Finding]:

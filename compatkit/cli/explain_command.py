@@ -1,20 +1,50 @@
-"""`compatkit explain`: a rule or a family in words."""
+"""`compatkit explain`: a rule, a family, or an error text in words."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from compatkit.cli.options import coloured, rules_option
 
+#: More of a log is not read: the error stands near its end, but whole sessions are pasted.
+MAX_LOG = 16 << 20
+
 
 @click.command("explain")
-@click.argument("name", metavar="RULE|FAMILY")
+@click.argument("words", nargs=-1, metavar="[RULE|FAMILY|TEXT|SOURCE…]")
+@click.option(
+    "--log",
+    "log",
+    metavar="FILE|-",
+    help="Diagnose this log (or - for standard input); further words are the set's files.",
+)
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
 @rules_option
-def command(name: str, color: str, rules: tuple[Path, ...]) -> None:
-    """Explain a RULE (encoder/width): what, why, a failing and a passing example, the fix; or a model FAMILY (sdxl)."""
+def command(words: tuple[str, ...], log: str | None, format_: str, color: str, rules: tuple[Path, ...]) -> None:
+    """Explain a RULE (encoder/width), a model FAMILY, an error TEXT, or a log.
+
+    \b
+      compatkit explain encoder/width
+      compatkit explain "mat1 and mat2 shapes cannot be multiplied (512x7680 and 12288x4096)"
+      compatkit explain --log comfyui.log dit.gguf encoder.gguf vae.safetensors
+
+    With files named beside a log, the set is checked and the finding that explains the message comes first.
+    """
+    if log is not None:
+        _diagnosed(_read(log), words, format_, color, rules)
+    elif len(words) == 1 and not any(c.isspace() for c in words[0]):
+        _described(words[0], color, rules)
+    elif words:
+        _diagnosed(" ".join(words), (), format_, color, rules)
+    else:
+        raise click.UsageError("Name a rule or a family, give an error text in quotes, or a log with --log.")
+
+
+def _described(name: str, color: str, rules: tuple[Path, ...]) -> None:
     from compatkit.knowledge.store import load
     from compatkit.render.explain import family_text, rule_text
     from compatkit.render.style import Paint
@@ -33,3 +63,33 @@ def command(name: str, color: str, rules: tuple[Path, ...]) -> None:
         close = get_close_matches(name, [*checks, *knowledge.members()], n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(close)}?" if close else " `compatkit rules list` names them all."
         raise click.UsageError(f"There is no rule or family {name!r}.{hint}")
+
+
+def _read(log: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read(MAX_LOG) if log == "-" else _tail(Path(log))
+    except OSError as e:
+        raise click.UsageError(f"--log {log}: {e.strerror or e}.") from None
+    return raw.decode("utf-8", "replace")
+
+
+def _tail(path: Path) -> bytes:
+    if not path.is_file():
+        raise OSError(0, "not a file")
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - MAX_LOG))
+        return f.read(MAX_LOG)
+
+
+def _diagnosed(text: str, sources: tuple[str, ...], format_: str, color: str, rules: tuple[Path, ...]) -> None:
+    from compatkit import api
+    from compatkit.render import document
+    from compatkit.render.explain import causes_text
+    from compatkit.render.style import Paint
+
+    causes = api.diagnose(text, sources, rules=rules)
+    if format_ == "json":
+        click.echo(document.as_json(document.causes_document(causes)))
+    else:
+        click.echo(causes_text(causes, Paint(coloured(color))), nl=False, color=True)
+    raise click.exceptions.Exit(0 if causes else 3)

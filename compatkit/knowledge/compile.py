@@ -17,6 +17,7 @@ from typing import Any
 
 from compatkit.knowledge import checkfile, runtimefile
 from compatkit.knowledge.expr import symbols
+from compatkit.knowledge.errorfile import known_numbers, parse_errors
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
 from compatkit.knowledge.lines import Line, Part, parse_parts
 from compatkit.knowledge.packingfile import parse_packings
@@ -124,7 +125,11 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
         "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
         "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},
         "packings": parse_packings(packings) if packings else [],
-        **{name: file.data for name, file in sources.tables.items() if name != "packings"},
+        "errors": [
+            e for name, file in sorted(sources.tables.items()) if name.startswith("errors/") for e in parse_errors(file)
+        ],
+        "known": known_numbers(documents),
+        **{n: f.data for n, f in sources.tables.items() if n != "packings" and not n.startswith("errors/")},
     }
     return documents
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compatkit import __version__
 from compatkit.vocabulary import Candidate, Component, Finding, Report
+
+if TYPE_CHECKING:
+    from compatkit.checks.diagnosis import Cause
 
 #: Long lists of tensor names are cut here; the counts beside them are exact.
 LISTED = 40
@@ -112,6 +115,27 @@ def check_document(report: Report) -> dict[str, Any]:
             "bytes": report.cost.bytes,
             "seconds": round(report.cost.seconds, 3),
         },
+    }
+
+
+def causes_document(causes: Iterable[Cause]) -> dict[str, Any]:
+    """The answer of `explain --log`."""
+    return {
+        "tool": "compatkit",
+        "version": __version__,
+        "causes": [
+            {
+                "rule": c.rule,
+                "score": round(c.score, 3),
+                "matched": c.matched,
+                "captured": plain(c.captured),
+                "message": c.message,
+                "fix": c.fix,
+                "lines": c.lines,
+                "confirmed": c.confirmed,
+            }
+            for c in causes
+        ],
     }
 
 

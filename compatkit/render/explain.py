@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from compatkit.render.style import LEVEL_COLOUR, Paint
+from compatkit.render.style import LEVEL_COLOUR, Paint, line, safe
+
+if TYPE_CHECKING:
+    from compatkit.checks.diagnosis import Cause
 
 _WIDTH = 100
+#: Causes shown; the JSON holds all.
+_SHOWN = 3
 
 
 def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
@@ -110,3 +115,21 @@ def _references(references: list[Mapping[str, Any]]) -> Iterator[str]:
         yield "Sources:"
         for source in references:
             yield f"  {source.get('what', '')}: {source.get('ref', '')}"
+
+
+def causes_text(causes: Sequence[Cause], paint: Paint) -> str:
+    """The likely causes of a message, best first."""
+    if not causes:
+        return "No message that is known. Give more of the log, or check the set: `compatkit check`.\n"
+    out = []
+    for number, cause in enumerate(causes[:_SHOWN], 1):
+        sure = "your files confirm it" if cause.confirmed else f"{min(cause.score, 0.99):.0%} likely"
+        many = f", {cause.lines:,} lines" if cause.lines > 1 else ""
+        out.append(f"{number}. {paint(cause.rule, 'bold')}  ({sure}{many})")
+        said = textwrap.wrap(f"{line(cause.matched, 300)}", _WIDTH, initial_indent="   > ", subsequent_indent="   > ")
+        out += said
+        text = cause.message[:1].upper() + cause.message[1:]
+        out += textwrap.wrap(safe(text), _WIDTH, initial_indent="   ", subsequent_indent="   ")
+        if cause.fix:
+            out += textwrap.wrap(f"Fix: {safe(cause.fix)}", _WIDTH, initial_indent="   ", subsequent_indent="       ")
+    return "\n".join(out) + "\n"

@@ -125,7 +125,9 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
     yield paint(line(c.source), "bold")
     if c.format == "unreadable":
         for problem in c.problems:
-            yield from _wrapped(f"{paint(problem.level, LEVEL_COLOUR[problem.level])} {problem.rule}: {problem.message}")
+            yield from _wrapped(
+                f"{paint(problem.level, LEVEL_COLOUR[problem.level])} {problem.rule}: {problem.message}"
+            )
             yield from _wrapped(f"{paint('Fix:', 'bold')} {problem.fix}" if problem.fix else "", hang=4)
         return
     what = f"{c.role.replace('_', ' ')}, {_names(c, titles)}" if c.family else f"{c.role}: not recognised"

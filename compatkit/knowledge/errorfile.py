@@ -1,0 +1,88 @@
+"""The schema of `rules/errors/*.yaml`, and the numbers their conditions may compare with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from compatkit.knowledge import cel
+from compatkit.knowledge.yamlfile import RuleFile
+
+_KEYS = {"id", "title", "patterns", "causes"}
+_CAUSE = {"rule", "score", "when", "message", "fix"}
+#: Encoders whose hidden layers are concatenated give multiples of their width.
+_TAPS = (1, 3)
+
+
+def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
+    """The entries in order. Raises RuleFileError at what is wrong: keys, a pattern, a condition."""
+    from compatkit.knowledge.family import nearest
+
+    if not isinstance(file.data, list):
+        raise file.error((), "a list of error texts")
+    for i, entry in enumerate(file.data):
+        for key in entry:
+            if key not in _KEYS:
+                raise file.error((i, key), f"unknown key {key!r}{nearest(str(key), _KEYS)}")
+        for j, pattern in enumerate(entry.get("patterns") or []):
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise file.error((i, "patterns", j), f"not a regular expression: {e}") from None
+        for j, cause in enumerate(entry.get("causes") or []):
+            where = (i, "causes", j)
+            for key in cause:
+                if key not in _CAUSE:
+                    raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), _CAUSE)}")
+            if not {"rule", "score", "message"} <= set(cause):
+                raise file.error(where, "a cause has a rule, a score and a message")
+            if "when" in cause:
+                try:
+                    cel.check(str(cause["when"]), ("c", "known"))
+                except cel.CelError as e:
+                    raise file.error((*where, "when"), e.message) from None
+    return list(file.data)
+
+
+def known_numbers(documents: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Widths and channels of every known model: what its encoder gives, its model takes, its latent has."""
+    out: dict[str, set[int]] = {
+        "encoder": set(),
+        "image": set(),
+        "text": set(),
+        "pooled": set(),
+        "latent": set(),
+        "patch": set(),
+    }
+    for name, document in documents.items():
+        if not name.startswith("families/"):
+            continue
+        card, example = document["card"], document["example"].get("symbols") or {}
+        role = card["role"]
+        width = _number(document, "width", example)
+        if role == "text_encoder" and width:
+            out["encoder"] |= {width * taps for taps in _TAPS}
+        elif role == "clip_vision" and width:
+            out["image"].add(width)
+        elif role == "diffusion":
+            for encoder in card.get("text_encoders") or []:
+                into = str(encoder.get("into") or "")
+                value = _number(document, into, example)
+                if value:
+                    out["pooled" if into not in ("context_dim", "context") else "text"].add(value)
+                    out["text"].add(value)
+            value = _number(document, "patch_channels", example)
+            if value:
+                out["patch"].add(value)
+        if role in ("diffusion", "vae"):
+            channels = (card.get("latent") or {}).get("channels")
+            if isinstance(channels, int):
+                out["latent"].add(channels)
+    return {k: sorted(v) for k, v in out.items()}
+
+
+def _number(document: Mapping[str, Any], fact: str, example: Mapping[str, Any]) -> int | None:
+    symbol = document["facts"].get(fact, fact)
+    value = example.get(symbol) if isinstance(symbol, str) else symbol
+    return value if isinstance(value, int) else None
