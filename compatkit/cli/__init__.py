@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "Explain a rule or a model family.",
     "rules": "List, test or draft rules.",
     "schema": "Print the JSON Schema of the reports.",
+    "cache": "Show or clear what was read of remote files.",
     "demo": "Show a failing and a passing set, made on the spot.",
 }
 
@@ -62,7 +63,8 @@ class _Commands(click.Group):
 def cli() -> None:
     """Will this set of diffusion model files run, which error would it meet, and what to change.
 
-    Reads headers only: nothing is downloaded, unpickled or executed, and no GPU or torch is needed.
+    Reads headers only, also of files elsewhere (https://, hf://, s3://): nothing is downloaded, unpickled
+    or executed, and no GPU or torch is needed.
 
     \b
       compatkit check z_image_turbo-Q5_K_M.gguf Qwen3-4B-Q4_K_M.gguf ae.safetensors
