@@ -16,6 +16,8 @@ COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
     "init": "Write a stack.toml for a set of files.",
+    "lock": "Pin a stack.toml that passes: commits, sizes, checksums.",
+    "pull": "Download what a stack.lock pins, verify it, put it in place.",
     "explain": "Explain a rule or a model family.",
     "rules": "List, test or draft rules.",
     "schema": "Print the JSON Schema of the reports.",
