@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compatkit.knowledge.store import Knowledge, load
+from compatkit.sources.network import Network
+from compatkit.sources.open import is_remote
 from compatkit.stacks import wholes
 from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
 from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
@@ -32,6 +34,8 @@ def inspect(
     assume: str | None = None,
     rules: Iterable[Path] = (),
     headers_only: bool = False,
+    offline: bool = False,
+    full: bool = False,
 ) -> list[Component]:
     """What one source holds, from its header and a few small tensors (`headers_only`: from its header alone).
 
@@ -43,7 +47,8 @@ def inspect(
     """
     request = parse_request(os.fspath(source))
     request = Request(request.source, role or request.role, assume)
-    return opened(request, load(tuple(rules)), headers_only=headers_only)
+    with Network(offline=offline, full=full) as network:
+        return opened(request, load(tuple(rules)), headers_only=headers_only, network=network)
 
 
 def check(
@@ -54,6 +59,8 @@ def check(
     require: Sequence[str] = (),
     rules: Iterable[Path] = (),
     headers_only: bool = False,
+    offline: bool = False,
+    full: bool = False,
     **settings: str,
 ) -> Report:
     """Judge a set of files.
@@ -65,6 +72,8 @@ def check(
         require: roles that must be in the set.
         rules: folders of further rules.
         headers_only: read no small tensors, not even where they decide what the header cannot.
+        offline: never use the network; answer for sources elsewhere from the header cache.
+        full: read the whole header of sources elsewhere, also where a part of it tells what they are.
         settings: of the run, such as `clip_type="lumina2"` (see `SETTINGS`).
 
     Raises:
@@ -82,13 +91,15 @@ def check(
     components: list[Component] = []
     unreachable: list[str] = []
     wanted = requests(named.sources, assume or {}, knowledge)
-    for request in wanted:
-        try:
-            components += named.compared(request, opened(request, knowledge, headers_only=headers_only))
-        except SourceError as e:
-            unreachable.append(str(e))
-            fix = "Give the path of a file that exists and may be read."
-            components.append(unreadable(request, FileProblem("file/unreadable", str(e), fix)))
+    with Network(offline=offline, full=full) as network:
+        for request, found in zip(wanted, _opened(wanted, knowledge, headers_only, network), strict=True):
+            if isinstance(found, SourceError):
+                unreachable.append(str(found))
+                fix = "Give the path of a file that exists and may be read."
+                problem = found.problem or FileProblem("file/unreadable", str(found), fix)
+                components.append(unreadable(request, problem))
+            else:
+                components += named.compared(request, found)
     if len(unreachable) == len(wanted):
         raise SourceError("; ".join(unreachable) or "no source is given")
     from compatkit.checks import judge
@@ -98,21 +109,47 @@ def check(
         set_ = replace(set_, complete=True, locked=bool(named.locked), policy=stack.policy, licenses=stack.licenses)
     report = judge(set_, knowledge)
     report = replace(report, places=stack.places) if stack else report
-    return replace(report, cost=Cost(seconds=time.perf_counter() - start))
+    return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
+
+
+def _opened(
+    wanted: Sequence[Request], knowledge: Knowledge, headers_only: bool, network: Network
+) -> list[list[Component] | SourceError]:
+    """Each source's components, or why there are none; sources elsewhere are read at the same time."""
+
+    def one(request: Request) -> list[Component] | SourceError:
+        try:
+            return opened(request, knowledge, headers_only=headers_only, network=network)
+        except SourceError as e:
+            return e
+
+    far = any(is_remote(request.source) for request in wanted)
+    return network.map(one, wanted) if far else [one(request) for request in wanted]
 
 
 def inspect_all(
-    sources: Sequence[str], rules: Iterable[Path] = (), headers_only: bool = False
+    sources: Sequence[str],
+    rules: Iterable[Path] = (),
+    headers_only: bool = False,
+    offline: bool = False,
+    full: bool = False,
 ) -> tuple[list[Component], list[str]]:
     """The components of several sources, and a sentence for each that could not be opened."""
     knowledge = load(tuple(rules))
     components: list[Component] = []
     unreachable: list[str] = []
+    wanted: list[Request] = []
     for source in sources:
         try:
-            components += opened(parse_request(source), knowledge, headers_only=headers_only)
+            wanted.append(parse_request(source))
         except SourceError as e:
             unreachable.append(str(e))
+    with Network(offline=offline, full=full) as network:
+        for found in _opened(wanted, knowledge, headers_only, network):
+            if isinstance(found, SourceError):
+                unreachable.append(str(found))
+            else:
+                components += found
     return components, unreachable
 
 

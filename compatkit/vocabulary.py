@@ -60,6 +60,15 @@ class FileProblem(NamedTuple):
     level: Level = "error"
 
 
+class Unread(NamedTuple):
+    """What of a header was not read because it stands far behind the rest: `at` is how far the reader came, `tensors`
+    how many tensors the file says it has, `before` what stands between."""
+
+    at: int
+    tensors: int
+    before: str
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a model file says about itself before its data.
@@ -67,7 +76,8 @@ class Header:
     `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values (an
     array longer than the reader keeps is an `ArraySummary`). `shards` names the files that make up the whole (one for
     a plain file). `header_bytes` counts all bytes before the data, over all shards. `problems` are findings that do not
-    prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead.
+    prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead. `unread` is set
+    only where a part was asked for: then `tensors` is empty, and `header_bytes` says how far the reader came.
     """
 
     source: str
@@ -78,6 +88,7 @@ class Header:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     shards: tuple[str, ...] = ()
     problems: tuple[FileProblem, ...] = ()
+    unread: Unread | None = None
 
 
 class ArraySummary(NamedTuple):
@@ -176,6 +187,7 @@ class Component:
     assumed: bool = False
     declared: Mapping[str, str] = field(default_factory=dict)
     values_read: tuple[ValueRead, ...] = ()
+    not_checked: tuple[NotChecked, ...] = ()
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ LAYERS = [
     "adapters",
     "stacks",
     "checks",
+    "fetch",
     "hosts",
     "dryrun",
     "smoke",

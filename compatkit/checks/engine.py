@@ -57,7 +57,8 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
             build(builder)
     findings, checked, not_checked = _run(builder, rules.values())
     found = sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
-    skipped = [*not_checked, *_blocked(builder, rules.values()), *pending(every, stack.settings)]
+    unread = [n for part in every for n in part.component.not_checked]
+    skipped = [*not_checked, *_blocked(builder, rules.values()), *pending(every, stack.settings), *unread]
     outcome = verdict(every, found, skipped)
     return Report(
         verdict=outcome,

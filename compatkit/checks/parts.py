@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from compatkit.knowledge.protocol import Rules
+from compatkit.sources.naming import base_name
 from compatkit.vocabulary import Component, Stack
 
 _FIRST = 3
@@ -30,8 +30,7 @@ def label(role: str) -> str:
 
 def file_name(source: str) -> str:
     """The last part of a source, for messages."""
-    trimmed = source.rstrip("/\\")
-    return os.path.basename(trimmed.replace("\\", "/")) or source
+    return base_name(source.rstrip("/\\").replace("\\", "/")) or source
 
 
 def human(size: float) -> str:

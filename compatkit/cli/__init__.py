@@ -16,9 +16,12 @@ COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
     "init": "Write a stack.toml for a set of files.",
+    "lock": "Pin a stack.toml that passes: commits, sizes, checksums.",
+    "pull": "Download what a stack.lock pins, verify it, put it in place.",
     "explain": "Explain a rule or a model family.",
     "rules": "List, test or draft rules.",
     "schema": "Print the JSON Schema of the reports.",
+    "cache": "Show or clear what was read of remote files.",
     "demo": "Show a failing and a passing set, made on the spot.",
 }
 
@@ -62,7 +65,8 @@ class _Commands(click.Group):
 def cli() -> None:
     """Will this set of diffusion model files run, which error would it meet, and what to change.
 
-    Reads headers only: nothing is downloaded, unpickled or executed, and no GPU or torch is needed.
+    Reads headers only, also of files elsewhere (https://, hf://, s3://): nothing is downloaded, unpickled
+    or executed, and no GPU or torch is needed.
 
     \b
       compatkit check z_image_turbo-Q5_K_M.gguf Qwen3-4B-Q4_K_M.gguf ae.safetensors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option, step_summary
+from compatkit.cli.options import deliver, headers_only_option, network_options, output_options, rules_option, step_summary
 
 
 @click.command("check")
@@ -41,7 +41,7 @@ from compatkit.cli.options import deliver, headers_only_option, output_options, 
     help="The level from which findings make the exit code 1.",
 )
 @click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
-@click.option("--offline", is_flag=True, help="Never use the network.")
+@network_options
 @headers_only_option
 @output_options
 @rules_option
@@ -54,6 +54,7 @@ def command(
     fail_on: str,
     strict: bool,
     offline: bool,
+    full: bool,
     headers_only: bool,
     format_: str,
     outputs: list[tuple[str, str]],
@@ -77,6 +78,8 @@ def command(
         require=tuple(r.strip() for r in (required or "").split(",") if r.strip()),
         rules=rules,
         headers_only=headers_only,
+        offline=offline,
+        full=full,
         **api.pairs(settings, "--set", "KEY=VALUE"),
     )
 

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, output_options, rules_option
+from compatkit.cli.options import deliver, headers_only_option, network_options, output_options, rules_option
 
 
 @click.command("inspect")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@network_options
 @headers_only_option
 @output_options
 @rules_option
 def command(
     sources: tuple[str, ...],
+    offline: bool,
+    full: bool,
     headers_only: bool,
     format_: str,
     outputs: list[tuple[str, str]],
@@ -25,15 +28,18 @@ def command(
 ) -> int:
     """Say what each SOURCE is: role, family, layout, quantisation, facts, and the evidence for it.
 
-    A SOURCE is a model file (safetensors or GGUF), one shard or the index of a split one. Names and folders are never
-    evidence. `ROLE=SOURCE` (vae=x.safetensors) reads it as that role.
+    A SOURCE is a model file (safetensors or GGUF), one shard or the index of a split one, or a diffusers folder: a
+    path, https://…, hf://ORG/REPO[@REVISION][/PATH], a link to the Hub, or an fsspec URL. Names are never evidence.
+    `ROLE=SOURCE` (vae=x.safetensors) reads it as that role.
     """
     from compatkit import api
     from compatkit.render import document
 
     if format_ == "github":
         raise click.UsageError("--format github is for `compatkit check`; inspect has text, json and markdown.")
-    components, unreachable = api.inspect_all(sources, rules=rules, headers_only=headers_only)
+    components, unreachable = api.inspect_all(
+        sources, rules=rules, headers_only=headers_only, offline=offline, full=full
+    )
     for message in unreachable:
         click.echo(f"Error: {message}", err=True)
     if components or not unreachable:

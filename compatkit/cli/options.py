@@ -60,6 +60,14 @@ def headers_only_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+def network_options(command: F) -> F:
+    """--offline, --full."""
+    full = "Read whole headers of files elsewhere, also where a part tells what they are (a GGUF's vocabulary)."
+    offline = "Never use the network; answer for files elsewhere from the header cache."
+    command = click.option("--full", is_flag=True, help=full)(command)
+    return click.option("--offline", is_flag=True, help=offline)(command)
+
+
 def rules_option(command: F) -> F:
     """--rules DIR."""
     return click.option(

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["MEANINGS", "open_header", "read_one"]
 
 
-def open_header(source: Source | str | os.PathLike[str]) -> Header:
+def open_header(source: Source | str | os.PathLike[str], *, brief: bool = False) -> Header:
     """The header of a model file, read from `source` (which stays open) or from the file at that path.
 
     One part of a split model (`…-00001-of-00003.safetensors` or `.gguf`) or its index (`….safetensors.index.json`)
     gives the header of the whole: its parts stand in `Header.shards`, what is wrong with them in `Header.problems`.
+
+    With `brief` a GGUF's vocabulary, and the tensor table behind it, may be left unread: see `Header.unread`.
 
     Raises `HeaderError` (with the `FileProblem` to report) if it is no model that can be read, `SourceError` if there
     is no regular file that may be read. Nothing else, whatever the bytes.
@@ -32,8 +34,8 @@ def open_header(source: Source | str | os.PathLike[str]) -> Header:
             return open_header(opened)
     head = source.read(0, 16)
     if head[:4] == b"GGUF":
-        header = read_one(source, head)
-        if not header.metadata.get("split.count"):
+        header = read_one(source, head, brief=brief and "-of-" not in source.name)
+        if header.unread or not header.metadata.get("split.count"):
             return header
         from compatkit.headers import splits
 
@@ -47,8 +49,8 @@ def open_header(source: Source | str | os.PathLike[str]) -> Header:
     return read_one(source, head)
 
 
-def read_one(source: Source, head: bytes = b"") -> Header:
-    """The header of one file by itself, even if it is a part of a split model. Raises as `open_header`.
+def read_one(source: Source, head: bytes = b"", *, brief: bool = False) -> Header:
+    """The header of one file by itself, even if it is a part of a split model. `brief` and errors as in `open_header`.
 
     `head` is its first 16 bytes, if the caller has them already.
     """
@@ -56,7 +58,7 @@ def read_one(source: Source, head: bytes = b"") -> Header:
     if head[:4] == b"GGUF":
         from compatkit.headers import gguf
 
-        header = gguf.read(source)
+        header = gguf.read(source, brief)
     elif _like_safetensors(head, source.size):
         from compatkit.headers import safetensors
 

@@ -49,6 +49,11 @@ class Cursor:
         """The next byte's offset in the file."""
         return self._base + self._pos
 
+    @property
+    def ahead(self) -> int:
+        """How many bytes after the next are at hand already."""
+        return len(self._buf) - self._pos
+
     def _need(self, length: int) -> None:
         """Makes the next `length` bytes stand in `_buf`."""
         if self._pos + length <= len(self._buf):

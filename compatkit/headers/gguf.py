@@ -13,7 +13,7 @@ from compatkit.headers.cursor import Cursor, Past
 from compatkit.headers.ggml import REMOVED, TYPES
 from compatkit.headers.problems import DOWNLOAD_AGAIN, corrupt, problem, refused, truncated
 from compatkit.sources.naming import counted, shown
-from compatkit.vocabulary import ArraySummary, FileProblem, Header, HeaderError, Tensor
+from compatkit.vocabulary import ArraySummary, FileProblem, Header, HeaderError, Tensor, Unread
 
 if TYPE_CHECKING:
     from compatkit.sources import Source
@@ -60,29 +60,47 @@ _SMALLEST_TENSOR = 24  # length of an empty name, number of sides, type, offset
 _SMALLEST_KEY = 13  # length of an empty key, type, one byte
 
 
-def read(source: Source) -> Header:
+class _Enough(Exception):
+    """A list so long that the caller would rather do without what stands behind it. `key` is its name."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def read(source: Source, brief: bool = False) -> Header:
     """The header of one GGUF file. Shapes are turned to torch order, offsets count from the start of the file.
+
+    With `brief` the reading stops before a vocabulary that does not lie in the first piece read: `Header.unread` is then set.
 
     Raises `HeaderError`: `file/gguf-version`, `file/big-endian`, `file/truncated`, `file/corrupt`,
     `file/unknown-dtype` or `file/unreadable`.
     """
-    return _Reader(source).read()
+    return _Reader(source, brief).read()
 
 
 class _Reader:
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, brief: bool = False) -> None:
+        self.brief = brief
+        self.metadata: dict[str, Any] = {}
         self.name = source.name
         self.size = source.size
         self.cursor = Cursor(source, MAX_HEADER)
         self.alignment = _DEFAULT_ALIGNMENT
         self.kept = 0  # bytes that the metadata strings kept so far take in memory, about
         self.nested = 0  # arrays in arrays so far
+        self.key = ""  # of the metadata, the one being read
         self.where = "the first 24 bytes"  # what is being read, for messages
 
     def read(self) -> Header:
         try:
             tensor_count, key_count = self._start()
-            metadata = self._metadata(key_count)
+            try:
+                metadata = self._metadata(key_count)
+            except _Enough as enough:
+                at = self.cursor.at
+                unread = Unread(at, tensor_count, enough.key)
+                return Header(self.name, "gguf", self.size, at, {}, self.metadata, (self.name,), (), unread)
             table = self._table(tensor_count)
         except Past as past:
             raise self._past(past) from None
@@ -148,13 +166,13 @@ class _Reader:
         return tensor_count, key_count
 
     def _metadata(self, count: int) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
+        metadata = self.metadata
         for index in range(count):
             self.where = f"metadata key {index + 1} of {count}"
             key, at = self._name("metadata key"), self.cursor.at
             if key in metadata:
                 raise corrupt(self.name, f"metadata key {shown(key)} stands there twice", key=shown(key), offset=at)
-            self.where = f"the value of {shown(key)}"
+            self.where, self.key = f"the value of {shown(key)}", key
             code = self.cursor.u32()
             metadata[key] = value = self._value(code, at, 0)
             if key == "general.alignment":
@@ -199,6 +217,9 @@ class _Reader:
             return tuple(value for (value,) in layout.iter_unpack(raw))
         if code == _STRING:
             if count > KEEP_ENTRIES:
+                if self.brief and not depth and cursor.ahead < count * 8 <= cursor.limit - cursor.at:
+                    self.metadata[self.key] = ArraySummary("string", count)
+                    raise _Enough(self.key)
                 cursor.skip_strings(count)
                 return ArraySummary("string", count)
             strings = [self._string() for _ in range(count)]

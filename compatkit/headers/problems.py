@@ -27,6 +27,12 @@ MEANINGS: dict[str, str] = {
     "file/missing-shard": "A part of a model that is split over several files is not there.",
     "file/shard-mismatch": "The parts of a split model, or their index, disagree.",
     "file/trailing-data": "Bytes follow the last tensor that belong to none (harmless in GGUF).",
+    "file/not-found": "There is no such file on the server or in the repository.",
+    "file/gated": "The server wants a login, or a licence accepted, before it hands the file out.",
+    "file/no-range": "The server cannot send a part of the file, or sends another part than asked for.",
+    "file/unreachable": "The server could not be reached, did not answer in time, or broke off.",
+    "file/offline": "The run may not use the network, and the header cache does not hold the file.",
+    "file/variants": "A folder holds its weights in several variants; which one was read is said.",
     "file/unreadable": "The bytes could not be read: the disk failed, or the file changed while it was read.",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from compatkit.sources.local import LocalSource
-from compatkit.sources.naming import shown
+from compatkit.sources.naming import base_name, shown
 from compatkit.vocabulary import Header, SourceError, Tensor
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _read(header: Header, shard: int, offset: int, length: int, source: Source |
             return opened.read(offset, length)
     if name == source.name:
         return source.read(offset, length)
-    beside = source.sibling(name.replace("\\", "/").rsplit("/", 1)[-1])
+    beside = source.sibling(base_name(name.replace("\\", "/")))
     if beside is None:
         raise SourceError(f"{shown(name)} does not exist any more")
     with beside:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compatkit.headers.problems import problem, refused
-from compatkit.sources.naming import counted, shown
+from compatkit.sources.naming import base_name, counted, shown
 from compatkit.vocabulary import FileProblem, Header, HeaderError, SourceError, Tensor
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def join_safetensors(source: Source) -> Header | None:
 
     Raises `HeaderError` if none of its shards can be read, or if the index is not to be trusted.
     """
-    base = _bare(source.name)
+    base = base_name(source.name)
     if base.lower().endswith(".json"):
         weight_map, index = _index(source)
         if weight_map is None:
@@ -46,11 +46,6 @@ def join_safetensors(source: Source) -> Header | None:
                 if weight_map and base in weight_map.values():
                     return _by_index(source, weight_map, index)
     return _by_name(source, part)
-
-
-def _bare(name: str) -> str:
-    """The last part of a path or URL path."""
-    return name[max(name.rfind("/"), name.rfind(os.sep)) + 1 :]
 
 
 def _index_names(stem: str, end: str) -> tuple[str, ...]:
@@ -83,37 +78,60 @@ def _index(source: Source) -> tuple[dict[str, str] | None, dict[str, Any]]:
     return weight_map, about if isinstance(about, dict) else {}
 
 
+def _expected(weight_map: Mapping[str, str]) -> dict[str, int]:
+    """About how long each shard's header is: what it says of a tensor takes some 130 bytes beside the name."""
+    out: dict[str, int] = {}
+    for key, file in weight_map.items():
+        out[file] = out.get(file, 1024) + len(key) + 160
+    return out
+
+
 class _Whole:
     """Gathers shards into one header."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.base = _bare(source.name)
+        self.base = base_name(source.name)
+        self.known: Header | None = None  # that of `source`, where it was read before
         self.headers: list[tuple[str, Header]] = []
         self.missing: list[str] = []
         self.broken: list[str] = []
         self.problems: list[FileProblem] = []
 
-    def add(self, base: str) -> None:
-        """Reads the shard of that bare name, or notes why it cannot be."""
+    def add(self, files: Iterable[str], expected: Mapping[str, int] | None = None) -> None:
+        """Reads the shards of those bare names, or notes why one cannot be; at once where the place gains by it.
+
+        `expected` says about how long the headers are.
+        """
+        from compatkit.sources.network import mapped
+
+        listed = list(files)
+        found = mapped(lambda base: self._read(base, (expected or {}).get(base, 0)), listed, self.source.workers)
+        for base, got in zip(listed, found, strict=True):
+            if got is None:
+                self.missing.append(base)
+            elif isinstance(got, Header):
+                self.headers.append((base, got))
+            else:
+                self.broken.append(base)
+                self.problems.append(got)
+
+    def _read(self, base: str, first: int) -> Header | FileProblem | None:
         from compatkit.headers import read_one
 
         try:
             if base == self.base:
-                self.headers.append((base, read_one(self.source)))
-                return
-            opened = self.source.sibling(base)
+                return self.known or read_one(self.source)
+            opened = self.source.sibling(base, first)
             if opened is None:
-                self.missing.append(base)
-                return
+                return None
             with opened:
-                self.headers.append((base, read_one(opened)))
+                return read_one(opened)
         except HeaderError as error:
-            self.broken.append(base)
-            self.problems.append(error.problem)
+            return error.problem
         except SourceError as error:
-            self.broken.append(base)
-            self.problems.append(problem("file/unreadable", str(error), "Check the file's kind and permissions."))
+            fix = "Check the file's kind and permissions."
+            return error.problem or problem("file/unreadable", str(error), fix)
 
     def mismatch(self, message: str, fix: str = _FIX_MIXED, **evidence: Any) -> None:
         """Notes that the parts disagree."""
@@ -172,8 +190,7 @@ def _by_index(source: Source, weight_map: dict[str, str], about: dict[str, Any])
         message = f"{shown(source.name)} belongs to an index of {len(files):,} shards; no model has over {MAX_SHARDS:,}"
         raise refused("file/corrupt", message, _FIX_MIXED, parts=len(files))
     whole = _Whole(source)
-    for file in files:
-        whole.add(file)
+    whole.add(files, _expected(weight_map))
     whole.note_missing(len(files))
     inside = {base: header.tensors for base, header in whole.headers}
     everywhere = {key for tensors in inside.values() for key in tensors}
@@ -209,8 +226,7 @@ def _by_name(source: Source, part: re.Match[str]) -> Header | None:
     if not 1 < of <= MAX_SHARDS or not 1 <= int(part["part"]) <= of:
         return None
     whole = _Whole(source)
-    for number in range(1, of + 1):
-        whole.add(_part_name(part, number))
+    whole.add(_part_name(part, number) for number in range(1, of + 1))
     whole.note_missing(of)
     return whole.header()
 
@@ -227,7 +243,7 @@ def join_gguf(source: Source, header: Header) -> Header:
     of, no = header.metadata.get("split.count"), header.metadata.get("split.no", 0)
     if type(of) is not int or type(no) is not int or of <= 1:
         return header
-    base = _bare(source.name)
+    base = base_name(source.name)
     whole = _Whole(source)
     part = _PART.fullmatch(base)
     if of > MAX_SHARDS or not 0 <= no < of:
@@ -245,12 +261,8 @@ def join_gguf(source: Source, header: Header) -> Header:
             parts=of,
         )
         return whole.header()
-    for number in range(1, of + 1):
-        name = _part_name(part, number)
-        if name == base:
-            whole.headers.append((base, header))
-        else:
-            whole.add(name)
+    whole.known = header
+    whole.add(_part_name(part, number) for number in range(1, of + 1))
     whole.note_missing(of)
     first = whole.headers[0][1].metadata
     for name, other in whole.headers:

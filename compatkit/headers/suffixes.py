@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compatkit.headers.problems import problem
-from compatkit.sources.naming import shown
+from compatkit.sources.naming import base_name, shown
 from compatkit.vocabulary import FileProblem
 
 #: suffix -> the format by which loaders open a file of that name
@@ -23,7 +23,7 @@ _USUAL = {"safetensors": ".safetensors", "gguf": ".gguf", "pickle": ".pt"}
 
 def suffix(name: str) -> str:
     """The lower-case suffix of a path or URL path, with its dot; empty if there is none."""
-    base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    base = base_name(name.replace("\\", "/")).lower()
     return base[base.rindex(".") :] if "." in base[1:] else ""
 
 

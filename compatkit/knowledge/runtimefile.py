@@ -8,6 +8,7 @@ engine: torch                # whose error texts apply: torch or ggml
 reference: {version: …, date: …}
 formats: {diffusion: [gguf]}
 layouts: {diffusion: {native: all, diffusers: [family, …]}}
+folders: {root: models, vae: vae}                   # where it looks for files, by role; `root` above all
 prefixes: {diffusion: ["", "model."]}                # for one model in a file
 checkpoint_prefixes: {vae: ["vae."]}                 # for an all-in-one checkpoint
 history: [{version: …, date: …, diffusion: [arch, …], text_encoder: […]}]   # oldest first; lists stay until replaced
@@ -36,6 +37,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "formats": dict,
     "layouts": dict,
     "single_file_classes": list,
+    "folders": dict,
     "prefixes": dict,
     "checkpoint_prefixes": dict,
     "history": list,

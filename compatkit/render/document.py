@@ -47,6 +47,8 @@ def component_document(component: Component) -> dict[str, Any]:
     for name, more in (("formats", dict(c.quantization.formats)), ("notes", list(c.quantization.notes))):
         if more:
             document["quantization"][name] = more
+    if c.not_checked:
+        document["not_checked"] = [{"rule": n.rule, "why": n.why} for n in c.not_checked]
     if c.values_read:
         document["values_read"] = [
             {"tensor": r.tensor, "bytes": r.bytes} | ({"says": r.says} if r.says else {})

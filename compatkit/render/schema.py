@@ -62,6 +62,11 @@ _COMPONENT = {
         "missing": _NAMES,
         "mismatched": _NAMES,
         "foreign": _NAMES,
+        "not_checked": {
+            "type": "array",
+            "description": "checks that cannot be made of it because a part of it was not read",
+            "items": {"$ref": "#/$defs/not_checked"},
+        },
         "values_read": {
             "type": "array",
             "description": "small tensors that were read, because a few bytes tell what the header cannot",

@@ -100,9 +100,10 @@ def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
         yield "Not checked:"
         for why, items in groups.items():
             yield from _wrapped(f"{_grouped([i.rule for i in items])} - {why}", hang=2)
-    if verbose:
-        cost = report.cost
-        yield paint(f"{cost.requests} requests, {cost.bytes} bytes, {cost.seconds:.2f} s", "dim")
+    cost = report.cost
+    if verbose or cost.requests:
+        asked = "1 request" if cost.requests == 1 else f"{cost.requests} requests"
+        yield paint(f"{asked}, {size(cost.bytes)} read from the network, {cost.seconds:.2f} s", "dim")
 
 
 def _grouped(rules: Iterable[str]) -> str:
@@ -144,6 +145,7 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
         "facts": _facts(c, verbose),
         "evidence": "; ".join(line(e) for e in c.evidence[: 6 if verbose else 3]),
         "values read": _values_read(c, verbose),
+        "not checked": "; ".join(dict.fromkeys(n.why for n in c.not_checked)),
     }
     for name in ("missing", "mismatched", "foreign"):
         names: tuple[str, ...] = getattr(c, name)

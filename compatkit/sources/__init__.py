@@ -46,8 +46,10 @@ class Source(Protocol):
         the disk failed, and `SourceError` if the place can no longer be reached.
         """
 
-    def sibling(self, name: str) -> Source | None:
+    def sibling(self, name: str, first: int = 0) -> Source | None:
         """The file of that bare name in the same folder, `None` if there is none.
+
+        `first` is how many bytes of its start will be needed, where the caller can tell.
 
         Raises `SourceError` if it exists and cannot be opened.
         """

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from compatkit.sources.local import LocalSource
 from compatkit.sources.naming import shown
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from compatkit.sources import Source
 
 
+@runtime_checkable
 class Folder(Protocol):
     """A folder whose files can be named and opened. Paths are below it, with `/` between steps."""
 
     @property
     def name(self) -> str:
         """The folder as the user gave it."""
+
+    @property
+    def workers(self) -> int:
+        """How many of its files may be read at the same time with profit."""
 
     def names(self, inside: str = "") -> list[str]:
         """Bare names of what the folder (or the one `inside` it) holds, files and folders, sorted; none if there is none."""
@@ -38,6 +43,9 @@ class Folder(Protocol):
 
 class LocalFolder:
     """A folder on this machine. Implements `Folder`."""
+
+    #: See `Folder.workers`.
+    workers = 1
 
     def __init__(self, path: str) -> None:
         self.name = path

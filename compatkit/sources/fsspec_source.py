@@ -90,7 +90,7 @@ class FsspecSource:
             self.spans.add(start, data)
         return self.spans.take(offset, length)
 
-    def sibling(self, name: str) -> FsspecSource | None:
+    def sibling(self, name: str, first: int = 0) -> FsspecSource | None:
         """See `Source.sibling`."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
             return None
@@ -119,6 +119,9 @@ class FsspecSource:
 
 class FsspecFolder:
     """A folder that an fsspec driver lists. Implements `Folder`."""
+
+    #: See `Folder.workers`.
+    workers = 8
 
     def __init__(self, network: Network, url: str) -> None:
         self.name = redacted(url.rstrip("/"))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The first read: most headers are shorter, and no round trip is shorter than it takes to send so much.
 FIRST = 96 << 10
+#: The first read where the need is known to be small.
+_LEAST = 4 << 10
 #: The longest later read of a reader that does not know its need.
 LARGEST = 1 << 20
 #: A server that sends the whole file in place of a range is believed up to so many bytes, and refused beyond.
@@ -44,7 +46,14 @@ class HttpSource:
     workers = 16
 
     def __init__(
-        self, network: Network, url: str, name: str | None = None, *, pinned: str = "", whole: int = 0
+        self,
+        network: Network,
+        url: str,
+        name: str | None = None,
+        *,
+        pinned: str = "",
+        first: int = 0,
+        whole: int = 0,
     ) -> None:
         self.name = name or redacted(url)
         self.url = url
@@ -55,6 +64,8 @@ class HttpSource:
         self.pinned = pinned  # what names this version for ever, such as a commit
         self.spans = Spans()
         self._reach = 0  # how far this reader has come
+        is_json = urlsplit(url).path.lower().endswith(".json")  # which is always read to its end
+        self._start = max(_LEAST, min(first, LARGEST)) if first else LARGEST if is_json else FIRST
         self._most = whole  # not 0: no range is asked for, and the whole body taken up to so many bytes
         self._direct = ""  # where a redirect to another host led
         self._tag = ""  # the ETag beside the bytes themselves; behind a redirect not the one above
@@ -103,14 +114,14 @@ class HttpSource:
             self._fetch(start, end)
         return self.spans.take(offset, length)
 
-    def sibling(self, name: str) -> HttpSource | None:
+    def sibling(self, name: str, first: int = 0) -> HttpSource | None:
         """See `Source.sibling`."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
             return None
         parts = urlsplit(self.url)
         path = parts.path[: parts.path.rfind("/") + 1] + quote(name)
         try:
-            return HttpSource(self.network, urlunsplit(parts._replace(path=path)))
+            return HttpSource(self.network, urlunsplit(parts._replace(path=path)), first=first)
         except SourceError as e:
             if e.problem and e.problem.rule == "file/not-found":
                 return None
@@ -148,7 +159,7 @@ class HttpSource:
             self._first(answer, 1)
             return
         self._entry = None
-        self._first(self._get(0, FIRST), FIRST)
+        self._first(self._get(0, self._start), self._start)
 
     @staticmethod
     def _conditions(entry: Entry) -> dict[str, str]:
@@ -226,7 +237,7 @@ class HttpSource:
         self.size = total
         self._same_tag(head)
         self.spans.add(0, answer.body)
-        want = min(FIRST if asked > 1 else 1, total)
+        want = min(self._start if asked > 1 else 1, total)
         if len(answer.body) < want:
             self._fetch(len(answer.body), want, answer.cut)
 

@@ -56,10 +56,10 @@ def file_url(address: Address) -> str:
 class HubSource(HttpSource):
     """One file of a repository. `commit` is the one it was read from, where the Hub said so."""
 
-    def __init__(self, network: Network, address: Address) -> None:
+    def __init__(self, network: Network, address: Address, first: int = 0) -> None:
         self.address = address
         self.commit = address.revision if is_commit(address.revision) else ""
-        super().__init__(network, file_url(address), address.name, pinned=self.commit)
+        super().__init__(network, file_url(address), address.name, pinned=self.commit, first=first)
 
     @property
     def identity(self) -> str:
@@ -85,7 +85,7 @@ class HubSource(HttpSource):
         """The Hub's own reasons."""
         return explained(self.address, self.name, head)
 
-    def sibling(self, name: str) -> HubSource | None:
+    def sibling(self, name: str, first: int = 0) -> HubSource | None:
         """See `Source.sibling`: a file beside this one, of the same commit."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
             return None
@@ -94,7 +94,7 @@ class HubSource(HttpSource):
 
         beside = replace(self.address, revision=self.commit or self.address.revision)
         try:
-            return HubSource(self.network, beside.at(f"{folder}/{name}" if folder else name))
+            return HubSource(self.network, beside.at(f"{folder}/{name}" if folder else name), first)
         except SourceError as e:
             if e.problem and e.problem.rule == "file/not-found":
                 return None
@@ -139,6 +139,9 @@ class Entry:
 
 class HubFolder:
     """A repository or a folder of one, as it stands at one commit. Implements `Folder`."""
+
+    #: See `Folder.workers`.
+    workers = 16
 
     def __init__(self, network: Network, address: Address) -> None:
         self.network = network

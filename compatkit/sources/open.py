@@ -38,8 +38,8 @@ def open_source(text: str, *, network: Network | None = None, offline: bool = Fa
         SourceError: it is a folder, is not there, or may not be read; `problem` is the finding, where one is known.
     """
     found = open_place(text, network=network, offline=offline, folders=False)
-    assert not isinstance(found, LocalFolder)
-    return found  # type: ignore[return-value]
+    assert not isinstance(found, Folder)
+    return found
 
 
 def open_folder(text: str, *, network: Network | None = None, offline: bool = False) -> Folder:

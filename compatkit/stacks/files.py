@@ -7,14 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from typing import TYPE_CHECKING
 
 from compatkit.headers import open_header
 from compatkit.headers.small import read_small
 from compatkit.identify.identify import identify
 from compatkit.knowledge.store import Knowledge
-from compatkit.sources.naming import shown
+from compatkit.sources.folders import Folder
+from compatkit.sources.naming import base_name, shown
+from compatkit.sources.network import Network, mapped
+from compatkit.sources.open import is_remote, open_place, shown_name
 from compatkit.stacks import folder
 from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError
+
+if TYPE_CHECKING:
+    from compatkit.sources import Source
 
 #: Roles a user may force.
 ROLES = (
@@ -51,9 +58,8 @@ def parse_request(text: str) -> Request:
 
 
 def _refuse_unsupported(source: str) -> None:
-    scheme = source.partition("://")[0] if "://" in source else ""
-    if scheme:
-        raise SourceError(f"{shown(source)}: {scheme}:// sources are not supported yet; give a file on this machine")
+    if is_remote(source):
+        return  # what is wrong with it was said
     lower = source.lower()
     if lower.endswith(".toml"):
         raise SourceError(f"{shown(source)}: a stack file stands for a whole set: `compatkit check` and `lock` take it")
@@ -78,7 +84,7 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
             hint = f"; did you mean {close[0]!r}?" if close else "; `compatkit rules list` names them all"
             raise SourceError(f"--assume: there is no family {family!r}{hint}")
         hits = [i for i, r in enumerate(parsed) if r.source == file] or [
-            i for i, r in enumerate(parsed) if os.path.basename(r.source) == file
+            i for i, r in enumerate(parsed) if base_name(r.source) == file
         ]
         if not hits:
             raise SourceError(f"--assume: {shown(file)} is not among the sources")
@@ -87,22 +93,41 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
     return list(out.values())
 
 
-def opened(request: Request, knowledge: Knowledge, *, headers_only: bool = False) -> list[Component]:
+def opened(
+    request: Request, knowledge: Knowledge, *, headers_only: bool = False, network: Network | None = None
+) -> list[Component]:
     """The components of one source. A file that is no readable model gives one of role "unknown" that says why.
 
-    With `headers_only` nothing is read but headers: no marker that names a packing, no value that decides.
+    With `headers_only` nothing is read but headers: no marker that names a packing, no value that decides. A source
+    elsewhere is read through `network`.
 
     Raises:
         SourceError: there is no such file, or it may not be read.
     """
-    if os.path.isdir(request.source):
-        return _folder(request, knowledge, headers_only)
+    network = network or Network()
+    place = open_place(request.source, network=network)
+    if isinstance(place, Folder):
+        return _folder(request, place, knowledge, headers_only, network)
+    with place:
+        return _file(request, place, knowledge, headers_only, network)
+
+
+def _file(
+    request: Request, source: Source, knowledge: Knowledge, headers_only: bool, network: Network
+) -> list[Component]:
+    brief = source.workers > 1 and not (network.full or request.assume)  # a vocabulary is cheap to walk on a disk
     try:
-        header = open_header(request.source)
-        read = None if headers_only else partial(read_small, header)
+        header = open_header(source, brief=brief)
+        if header.unread:
+            from compatkit.identify.partly import from_metadata
+
+            if component := from_metadata(header, knowledge, request.role):
+                return [component]
+            header = open_header(source)
+        read = None if headers_only else partial(read_small, header, source=source)
         components = identify(header, knowledge, force_role=request.role, assume=request.assume, read=read)
     except HeaderError as e:
-        return [unreadable(request, e.problem)]
+        return [unreadable(request, e.problem, source.size)]
     if request.role and not request.assume and all(c.family is None for c in components):
         return _in_another_role(request, header, knowledge) or components
     return components
@@ -124,29 +149,43 @@ def _in_another_role(request: Request, header: Header, knowledge: Knowledge) -> 
     return [replace(c, problems=(*c.problems, problem)) for c in found]
 
 
-def _folder(request: Request, knowledge: Knowledge, headers_only: bool) -> list[Component]:
+def _folder(
+    request: Request, place: Folder, knowledge: Knowledge, headers_only: bool, network: Network
+) -> list[Component]:
     """Every part of a diffusers folder, with what the folder's configs declare."""
-    out = []
-    for part in folder.parts(request.source):
+
+    def read(part: folder.Part) -> list[Component]:
         if part.weights is None:
-            out.append(unreadable(Request(os.path.join(request.source, part.name)), part.problems[-1]))
-            continue
-        inside = Request(part.weights, request.role, request.assume)
-        for component in opened(inside, knowledge, headers_only=headers_only):
-            out.append(replace(component, declared=part.declared, problems=component.problems + part.problems))
+            return [unreadable(Request(place.where(part.name)), part.problems[-1])]
+        inside = Request(place.where(part.weights), request.role, request.assume)
+        with place.open(part.weights) as source:
+            components = _file(inside, source, knowledge, headers_only, network)
+        return [
+            replace(
+                component,
+                declared=part.declared,
+                problems=component.problems + part.problems,
+                not_checked=component.not_checked + part.not_checked,
+            )
+            for component in components
+        ]
+
+    listed = folder.parts(place, full=network.full)
+    out = [component for row in mapped(read, listed, place.workers) for component in row]
     if not out:
-        raise SourceError(f"{shown(request.source)}: the folder's index names no part that is there")
+        raise SourceError(f"{shown(place.name)}: the folder's index names no part that is there")
     return out
 
 
-def unreadable(request: Request, problem: FileProblem) -> Component:
+def unreadable(request: Request, problem: FileProblem, size: int = 0) -> Component:
     """The stand-in for a source that could not be read."""
-    try:
-        size = os.stat(request.source).st_size
-    except (OSError, ValueError):
-        size = 0
+    if not size and not is_remote(request.source):
+        try:
+            size = os.stat(request.source).st_size
+        except (OSError, ValueError):
+            size = 0
     return Component(
-        source=request.source,
+        source=shown_name(request.source),
         format="unreadable",
         size=size,
         header_bytes=0,

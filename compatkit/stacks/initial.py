@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 
+from compatkit.stacks.lockfile import written
 from compatkit.stacks.stackfile import FILE_ROLES
 from compatkit.vocabulary import Component
 
@@ -39,13 +39,6 @@ def text(sources: Sequence[tuple[str, str, Sequence[Component]]], titles: Mappin
     for source in groups.get("lora", ()):
         out += ["", "[[lora]]", f"source = {_quoted(source)}", "strength = 1.0"]
     return "\n".join(out) + "\n"
-
-
-def written(source: str, folder: str) -> str:
-    """A source as a file in `folder` names it: paths relative to it where they are not absolute."""
-    if "://" in source or os.path.isabs(source):
-        return source
-    return os.path.relpath(source, folder or ".").replace(os.sep, "/")
 
 
 def _quoted(value: str) -> str:

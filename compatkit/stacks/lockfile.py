@@ -30,12 +30,16 @@ MAX_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """One file to have: its name below the place it goes to, where it comes from, and what it must be."""
+    """One file to have: its name below the place it goes to, where it comes from, and what it must be.
+
+    `etag` is the version a plain web server named; it is compared where no checksum is known.
+    """
 
     name: str
     source: str
     size: int
     sha256: str | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,8 @@ def _moved(message: str, evidence: dict[str, Any]) -> FileProblem:
     return FileProblem("file/moved", message, fix, evidence)
 
 
-def dump(lock: Lock, version: str) -> str:
-    """The text of a lock. The same stack gives the same text: there is no date in it."""
+def dump(lock: Lock, version: str, folder: str = "") -> str:
+    """The text of a lock that will lie in `folder`. The same stack gives the same text: there is no date in it."""
     stack = lock.stack
     document: dict[str, Any] = {
         "lock": VERSION,
@@ -127,21 +131,22 @@ def dump(lock: Lock, version: str) -> str:
         "runtime": list(stack.runtimes),
         "host": stack.host,
         "settings": dict(stack.settings),
-        "policy": _policy_document(stack.policy),
-        "sources": [_source_document(s) for s in lock.sources],
+        "policy": _policy_document(stack.policy, folder),
+        "sources": [_source_document(s, folder) for s in lock.sources],
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _policy_document(policy: Policy | None) -> dict[str, Any] | None:
+def _policy_document(policy: Policy | None, folder: str) -> dict[str, Any] | None:
     if policy is None:
         return None
-    return {**asdict(policy), "quantization": {k: list(v) for k, v in policy.quantization.items()}}
+    rules = [written(r, folder) for r in policy.rules]
+    return {**asdict(policy), "quantization": {k: list(v) for k, v in policy.quantization.items()}, "rules": rules}
 
 
-def _source_document(s: LockedSource) -> dict[str, Any]:
+def _source_document(s: LockedSource, folder: str) -> dict[str, Any]:
     e = s.entry
-    document: dict[str, Any] = {"asked": s.asked, "source": e.source, "role": e.role}
+    document: dict[str, Any] = {"asked": s.asked, "source": written(e.source, folder), "role": e.role}
     for key in ("assume", "license", "to", "strength", "strength_clip"):
         if getattr(e, key) is not None:
             document[key] = getattr(e, key)
@@ -149,8 +154,20 @@ def _source_document(s: LockedSource) -> dict[str, Any]:
         document["commit"] = s.commit
     document["header"] = s.header
     document["components"] = [dict(c) for c in s.components]
-    document["files"] = [asdict(f) for f in s.files]
+    document["files"] = [_file_document(f, folder) for f in s.files]
     return document
+
+
+def _file_document(f: LockedFile, folder: str) -> dict[str, Any]:
+    document = {"name": f.name, "source": written(f.source, folder), "size": f.size, "sha256": f.sha256}
+    return document | {"etag": f.etag} if f.etag else document
+
+
+def written(source: str, folder: str) -> str:
+    """A source as a file in `folder` names it: paths relative to it where they are not absolute."""
+    if "://" in source or os.path.isabs(source):
+        return source
+    return os.path.relpath(source, folder or ".").replace(os.sep, "/")
 
 
 def load(path: str) -> Lock:
@@ -217,7 +234,7 @@ class _Reader:
             quantization={str(k): tuple(map(str, v)) for k, v in (value.get("quantization") or {}).items()},
             size=size if isinstance(size, int) else None,
             licenses=tuple(map(str, value.get("licenses") or ())),
-            rules=tuple(map(str, value.get("rules") or ())),
+            rules=tuple(self._beside(str(r)) for r in value.get("rules") or ()),
         )
 
     def _source(self, d: Any) -> LockedSource:
@@ -228,7 +245,7 @@ class _Reader:
         if not isinstance(files, list) or not files:
             self.fail(f"{shown(asked)} has no files")
         entry = Entry(
-            source=d["source"],
+            source=self._beside(d["source"]),
             role=self._text(d, "role"),
             line=self._line(asked),
             written=asked,
@@ -256,7 +273,10 @@ class _Reader:
         sha256, source = self._text(d, "sha256"), self._text(d, "source")
         if not source:
             self.fail(f"{shown(name)} has no source")
-        return LockedFile(name, source, size, sha256)
+        return LockedFile(name, self._beside(source), size, sha256, self._text(d, "etag"))
+
+    def _beside(self, source: str) -> str:
+        return source if "://" in source or os.path.isabs(source) else os.path.join(self.folder, source)
 
     def _line(self, asked: str) -> int:
         at = self.text.find(json.dumps(asked, ensure_ascii=False))

@@ -100,8 +100,8 @@ def test_assume_overrides_and_says_so(run: Run, wrong_set: list[Path]) -> None:
     ("arguments", "says"),
     [
         (["nowhere.safetensors"], "does not exist"),
-        (["https://example.org/x.safetensors"], "not supported yet"),
-        (["hf://org/repo/x.safetensors"], "not supported yet"),
+        (["gopher://example.org/x.safetensors"], "no kind of source"),
+        (["hf://org"], "hf://ORG/REPO"),
         (["vea=dit.gguf"], "vae"),
         (["dit.gguf", "--set", "clip_tipe=x"], "clip_type"),
         (["dit.gguf", "--set", "steps"], "KEY=VALUE"),

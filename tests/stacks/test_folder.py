@@ -98,8 +98,8 @@ def test_the_plain_weights_stand_before_a_variant(tmp_path: Path) -> None:
     ]  # fmt: skip
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    assert folder.weights_of(str(tmp_path)) == str(tmp_path / "model.safetensors")
+    assert folder.weights_of(str(tmp_path)) == "model.safetensors"
     (tmp_path / "model.safetensors").unlink()
-    assert folder.weights_of(str(tmp_path)) == str(tmp_path / "model.fp16.safetensors")
+    assert folder.weights_of(str(tmp_path)) == "model.fp16.safetensors"
     (tmp_path / "model.safetensors.index.json").write_bytes(b"{}")
-    assert folder.weights_of(str(tmp_path)) == str(tmp_path / "model.safetensors.index.json")
+    assert folder.weights_of(str(tmp_path)) == "model.safetensors.index.json"
