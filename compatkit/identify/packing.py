@@ -9,11 +9,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 from compatkit.identify.schemes import (
     MARKER,
     MARKER_METADATA,
+    SCALE,
     Marker,
     Reader,
     Schemes,
@@ -55,21 +57,26 @@ class View:
 
     def covered(self, name: str) -> bool:
         """Whether `name` lies below a module that packs its weights away. Norms and biases stay outside."""
+        return self.cover(name) is not None
+
+    def cover(self, name: str) -> str | None:
+        """The module below which a weight is packed away, None if there is none."""
         if not name.endswith(".weight"):
-            return False
+            return None
         end = name.rfind(".")
         while end > 0:
             if name[:end] in self.covers:
-                return True
+                return name[:end]
             end = name.rfind(".", 0, end)
-        return "" in self.covers
+        return "" if "" in self.covers else None
 
-    def fits(self, name: str, shape: tuple[int, ...], wanted: Iterable[tuple[int | None, ...]], loose: bool) -> bool:
+    def fits(self, name: str, tensor: Tensor, wanted: Iterable[tuple[int | None, ...]]) -> bool:
         """Whether a stored shape is one of the wanted ones, seen through the packing."""
+        shape, loose = tensor.shape, name in self.loose
         for want in wanted:
             if len(shape) == len(want) and all(w is None or w == s for w, s in zip(want, shape, strict=True)):
                 return True
-            if loose and want and _packs(shape, want, name in self.opaque):
+            if loose and want and _packs(tensor, want, name in self.opaque, self.counts.get(name)):
                 return True
             if self.gguf and _squeezed(shape) == _squeezed(want):
                 return True
@@ -82,22 +89,26 @@ class View:
         return next((n for n in self.tensors if fnmatch.fnmatchcase(n, pattern)), "")
 
 
-def _packs(shape: tuple[int, ...], want: tuple[int | None, ...], flat: bool) -> bool:
-    """Rows as wanted and a last side that divides the wanted one; or everything flattened."""
+def _packs(tensor: Tensor, want: tuple[int | None, ...], flat: bool, count: int | None) -> bool:
+    """Whether a packed tensor can be of the wanted shape: rows as wanted, `count` values or a whole share of them."""
+    shape, last = tensor.shape, want[-1]
     if not shape or any(s == 0 for s in shape):
         return False
-    if len(shape) == len(want) and not flat:
-        last = want[-1]
-        rows = all(w is None or w == s for w, s in zip(want[:-1], shape[:-1], strict=True))
-        return rows and (last is None or last % shape[-1] == 0)
-    total = 1
-    for side in want:
-        total *= side or 1
-    stored = 1
-    for side in shape:
-        stored *= side
-    # an odd number of halves leaves one over; a scheme may pad its last block
-    return total % stored == 0 or (flat and stored < total <= MOST_PACKED * stored)
+    if not flat and len(shape) == len(want):
+        if not all(w is None or w == s for w, s in zip(want[:-1], shape[:-1], strict=True)):
+            return False
+        if last is None:
+            return True
+        if count is not None:  # a scheme may pad its last block
+            return 0 <= count - prod(s or 1 for s in want) < MOST_PACKED * prod(shape[:-1])
+        return last % shape[-1] == 0
+    total, stored = prod(side or 1 for side in want), prod(shape)
+    if count is not None:  # the last element may be half empty
+        return 0 <= count - total < MOST_PACKED
+    if not flat:
+        return total % stored == 0
+    bits = 8 * tensor.nbytes  # of each value: a whole number of them
+    return bits % total == 0 and stored <= total
 
 
 def _squeezed(shape: Iterable[int | None]) -> list[int | None]:
@@ -118,9 +129,9 @@ class Unpacked:
     """A header seen through the packings: logical tensors, and what gave the packings away.
 
     `beside` lists, for each packed weight under its name in the file, the (suffix, dtype) of what stands beside it, and
-    `companions` names each companion's weight; `candidates` are the entries it may be an instance of. `original` maps a
-    logical name to the one in the file where they differ. `counts`: values in a packed weight, or below a covered
-    module.
+    `companions` names each companion's weight, `kinds` what a weight is called, `rows` are weights whose scales are a
+    plain list; `candidates` are the entries it may be an instance of. `original` maps a logical name to the one in the
+    file where they differ. `counts`: values in a packed weight, or below a covered module.
     """
 
     tensors: dict[str, Tensor]
@@ -131,6 +142,8 @@ class Unpacked:
     counts: dict[str, int] = field(default_factory=dict)
     beside: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     companions: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    rows: set[str] = field(default_factory=set)
     top: set[str] = field(default_factory=set)
     candidates: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -224,6 +237,9 @@ class Packings:
             out.tensors.pop(name, None)
             out.companions[name] = packed
             out.beside.setdefault(packed, []).append((suffix, tensor.dtype))
+            out.kinds[packed] = weight
+            if suffix == SCALE and len(tensor.shape) == 1 and tensor.shape[0] > 1 and tensor.shape == owner.shape[:1]:
+                out.rows.add(packed)
             if covers:
                 out.covers.add(module[:-1])
             return True
@@ -239,6 +255,7 @@ class Packings:
                 out.renamed[name] = logical
                 out.loose.add(logical)
                 out.beside.setdefault(name, []).append((weight, tensor.dtype))
+                out.kinds[name] = weight
                 return
 
     @staticmethod
@@ -248,7 +265,8 @@ class Packings:
         for packed, beside in out.beside.items():
             dtype = header.tensors[packed].dtype
             marker = said.get(packed)
-            entries = out.schemes.of(Signs(dtype, tuple(beside), marker.format if marker else None))
+            format_ = marker.format if marker else None
+            entries = out.schemes.of(Signs(dtype, tuple(beside), out.kinds[packed], packed in out.rows, format_))
             logical = out.logical(packed)
             out.candidates[packed] = entries
             if marker and marker.notes:

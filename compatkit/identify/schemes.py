@@ -15,18 +15,22 @@ from typing import Any, NamedTuple
 Reader = Callable[[Iterable[str]], Mapping[str, bytes]]
 
 MARKER = "comfy_quant"
+SCALE = "weight_scale"
 MARKER_METADATA = "_quantization_metadata"
 _SHOWN = 40
 
 
 class Signs(NamedTuple):
-    """What shows how a weight is packed: dtype, (suffix, dtype) of the tensors beside it, the format a marker names.
+    """What shows how a weight is packed: dtype, (suffix, dtype) of the tensors beside it, what it is called.
 
-    `format` is None where no marker was read, and "" for a marker that names none.
+    `rows`: its scales are a plain list, one for each row. `format` is what a marker calls it: None where no marker was
+    read, and "" for one that names none.
     """
 
     dtype: str
     beside: tuple[tuple[str, str], ...]
+    name: str = "weight"
+    rows: bool = False
     format: str | None = None
 
 
@@ -57,7 +61,9 @@ class Schemes:
     def _fits(self, entry: Mapping[str, Any], signs: Signs) -> bool:
         suffixes = dict(signs.beside)
         some = entry.get("has_any", ())
-        if not (entry.get("has") or some):
+        if not (entry.get("has") or some) or entry.get("weight", "weight") != signs.name:
+            return False
+        if entry.get("scales") == "rows" and not signs.rows:
             return False
         return (
             all(m in suffixes for m in entry.get("has", ()))
@@ -80,7 +86,7 @@ class Schemes:
 
 
 def _marks(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return entry.get("has"), entry.get("has_any"), entry.get("dtypes"), entry.get("scale_dtypes"), entry.get("metadata")
+    return tuple(entry.get(k) for k in ("has", "has_any", "dtypes", "scale_dtypes", "scales", "metadata"))
 
 
 def pack(entry: Mapping[str, Any], dtype: str) -> int:

@@ -6,8 +6,9 @@ The cost of a solve is one dictionary lookup a tensor. Nothing here knows a mode
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from compatkit.identify.packing import View
@@ -18,6 +19,8 @@ from compatkit.knowledge.patterns import Pattern, count, names
 MAX_RUN = 4096
 #: Nor does one line of any grammar stand for more tensors than this.
 MAX_NAMES = 200_000
+#: So small a part of a file's flattened tensors is not stored in another width than all others: it has another shape.
+ODD_SHARE = 0.02
 
 
 @dataclass(slots=True)
@@ -46,16 +49,25 @@ class Match:
 
 @dataclass(slots=True)
 class _Found:
-    """What the lines of one group (or of none) found: how many tensors they expect, and which of those are there."""
+    """What the lines of one group (or of none) found: how many tensors they expect, and which of those are there.
+
+    `covered` of the names found are only known to lie below a packed module: that says nothing of whether they exist.
+    """
 
     expected: int = 0
+    covered: int = 0
     names: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
 
     @property
     def score(self) -> int:
-        return len(self.names) - len(self.missing) - 2 * len(self.mismatched)
+        return len(self.names) - self.covered - len(self.missing) - 2 * len(self.mismatched)
+
+    @property
+    def present(self) -> bool:
+        """Whether most of what must show does show."""
+        return bool(shown := len(self.names) - self.covered) and shown * 2 >= self.expected - self.covered
 
 
 class Solver:
@@ -67,6 +79,7 @@ class Solver:
         self.spec = document["layouts"][layout]
         self.view = view
         self.symbols: dict[str, int] = {}
+        self.shares: dict[float, list[tuple[_Found, str]]] = {}
 
     def solve(self) -> Match:
         """Bind, then check every line. `refused` says why the family is out of the question, if it is."""
@@ -84,21 +97,26 @@ class Solver:
     def _bind_runs(self) -> None:
         tensors, covers = self.view.tensors, self.view.covers
         for symbol, probes in self.spec["runs"].items():
-            best = 0
+            best, endless = 0, False
             for format_, starts, position, start, step in probes:
                 index = list(starts)
                 i = start
+                index[position] = MAX_RUN
+                # below a module that packs all away, names say nothing of how many there are
+                packed = bool(covers) and not self.view.covered(format_ % tuple(index))
+                endless |= bool(covers) and not packed
                 while i < MAX_RUN:
                     index[position] = i
                     name = format_ % tuple(index)
-                    if name not in tensors and not (covers and self.view.covered(name)):
+                    if name not in tensors and not (packed and self.view.covered(name)):
                         break
                     i += step
                 best = max(best, i - step + 1 if i > start else start)
             # a hole in one probe's run must not end it: go on where any probe still finds something
             while best and best < MAX_RUN and any(self._has(p, best) for p in probes):
                 best += 1
-            self.symbols[symbol] = best
+            if best or not endless:
+                self.symbols[symbol] = best
 
     def _has(self, probe: list[Any], i: int) -> bool:
         format_, starts, position, start, step = probe
@@ -167,22 +185,27 @@ class Solver:
         """Symbols only packed sides could tell: from how many values are packed, or the one value `where` leaves."""
         from compatkit.identify.counts import bind
 
-        tensors, loose = self.view.tensors, self.view.loose
-        if self.view.counts:
-            bind(self.spec, self.view, self.symbols)
+        bind(self.spec, self.view, self.symbols, {})
         for symbol, places in self.spec["bind"].items():
-            if symbol in self.symbols:
-                continue
-            for name, axis, rank in places:
-                tensor = tensors.get(name)
-                if tensor is None or name not in loose or axis != rank - 1 or len(tensor.shape) != rank:
-                    continue
-                stored = tensor.shape[axis]
-                fits = [v for v in self.document["where"].get(symbol, ()) if stored and v % stored == 0]
+            if symbol not in self.symbols:
+                allowed = self.document["where"].get(symbol, ())
+                fits = next((f for p in places if (f := self._hidden_side(p[0], p[1], p[2], allowed)) is not None), [])
                 if len(fits) == 1:
                     self.symbols[symbol] = fits[0]
-                break
+        bind(self.spec, self.view, self.symbols, self.document["example"].get("symbols", {}))
         self._derive()
+
+    def _hidden_side(self, name: str, axis: int, rank: int, allowed: Iterable[int]) -> list[int] | None:
+        """Which of the values allowed a packed side may have; None if this tensor does not hide the side."""
+        tensor = self.view.tensors.get(name)
+        if tensor is None:
+            return list(allowed) if self.view.covers and self.view.covered(name) else None
+        if name in self.view.opaque:
+            return list(allowed)
+        if name not in self.view.loose or axis != rank - 1 or len(tensor.shape) != rank:
+            return None
+        stored = tensor.shape[axis]
+        return [v for v in allowed if stored and v % stored == 0]
 
     def _marked(self, name: str) -> list[str]:
         root = self.view.root
@@ -230,9 +253,14 @@ class Solver:
                     row.expected += 1
                 continue
             self._line(line_names, wanted, row)
+        self._odd_shares()
         self._keep(found.pop(), match)
         if groups:
             self._settle_groups(groups, found, match)
+        if self.view.covers:
+            from compatkit.identify.counts import disagreeing
+
+            match.mismatched += disagreeing(self.spec, self.view, self.symbols)
 
     def _holds(self, when: Any) -> bool:
         try:
@@ -284,12 +312,25 @@ class Solver:
         for name in odd:
             tensor = tensors.get(name)
             if tensor is None:
-                if not (self.view.covers and self.view.covered(name)):
+                if self.view.covers and self.view.covered(name):
+                    row.covered += 1
+                else:
                     gone.add(name)
                     row.missing.append(name)
-            elif wanted is not None and not self.view.fits(name, tensor.shape, wanted, name in self.view.loose):
+            elif wanted is not None and not self.view.fits(name, tensor, wanted):
                 row.mismatched.append(name)
+            elif wanted and name in self.view.opaque and name not in self.view.counts:
+                held = prod(s or 1 for s in wanted[0]) / tensor.elements
+                self.shares.setdefault(held, []).append((row, name))
         row.names += [n for n in line_names if n not in gone] if gone else line_names
+
+    def _odd_shares(self) -> None:
+        """Of flattened tensors whose sizes nothing else tells, nearly all alike, a few odd ones have another shape."""
+        alike = max(map(len, self.shares.values()), default=0)
+        for rows in self.shares.values():
+            if len(rows) < alike and len(rows) <= ODD_SHARE * alike:
+                for row, name in rows:
+                    row.mismatched.append(name)
 
     def _hidden_line(self, format_: str, ranges: list[Any], row: _Found) -> bool:
         """A line whose shape is not known, but whose tensors are all packed away: they are there, of whatever size."""
@@ -303,12 +344,13 @@ class Solver:
         if not all(n in self.view.loose if n in tensors else self.view.covered(n) for n in line_names):
             return False
         row.expected += len(line_names)
+        row.covered += sum(n not in tensors for n in line_names)
         row.names += line_names
         return True
 
     def _settle_groups(self, groups: list[Any], found: list[_Found], match: Match) -> None:
         """Keep the optional groups that are (mostly) there; of a choice's alternatives the one that is there most."""
-        present = [len(f.names) * 2 >= f.expected and bool(f.names) for f in found]
+        present = [f.present for f in found]
         for number, (_, parent, _, _) in enumerate(groups):
             if parent >= 0 and not found[parent].expected:
                 present[parent] = present[parent] or present[number]

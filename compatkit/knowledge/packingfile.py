@@ -5,6 +5,7 @@ has          suffixes that must stand beside the weight (or be what it is called
 has_any      of these, at least one
 dtypes       the weight's dtype is one of these; an entry with dtypes alone is told by them
 scale_dtypes suffix -> dtypes it may have
+scales       "rows": its weight_scale is a plain list, one for each row
 top_level    tensors that stand alone in the file, one of which must be there
 metadata     keys that the file's metadata must have
 formats      what a marker calls it ("" a marker that names none, "*" any other)
@@ -31,6 +32,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "has_any": list,
     "dtypes": list,
     "scale_dtypes": dict,
+    "scales": str,
     "top_level": list,
     "metadata": list,
     "formats": list,
