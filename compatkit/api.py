@@ -8,17 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compatkit.knowledge.store import Knowledge, load
 from compatkit.sources.network import Network
-from compatkit.sources.open import is_remote
+from compatkit.sources.open import is_remote, shown_name
 from compatkit.stacks import wholes
 from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
 from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
+
+if TYPE_CHECKING:
+    from compatkit.stacks.lockfile import LockedSource
 
 #: Settings of a run that `--set` takes. One that no check reads yet stands in `not_checked`.
 SETTINGS = (
@@ -100,6 +103,8 @@ def check(
                 components.append(unreadable(request, problem))
             else:
                 components += named.compared(request, found)
+        if named.locked and not offline:
+            components = _since(named.locked, components, network)
     if len(unreachable) == len(wanted):
         raise SourceError("; ".join(unreachable) or "no source is given")
     from compatkit.checks import judge
@@ -110,6 +115,24 @@ def check(
     report = judge(set_, knowledge)
     report = replace(report, places=stack.places) if stack else report
     return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
+
+
+def _since(locked: Sequence[LockedSource], components: list[Component], network: Network) -> list[Component]:
+    """The components, with a problem of level info where the repository of a locked source has moved on."""
+    from compatkit.fetch.resolve import newer
+
+    known: dict[tuple[str, ...], Any] = {}
+    for one in locked:
+        try:
+            message = newer(one, network, known)
+        except SourceError:  # that the place cannot be listed now says nothing about the locked files
+            continue
+        at = next((i for i, c in enumerate(components) if c.source.startswith(shown_name(one.entry.source))), None)
+        if message and at is not None:
+            fix = "Write the lock anew with `compatkit lock` to take the new version."
+            problem = FileProblem("file/newer", message, fix, level="info")
+            components[at] = replace(components[at], problems=(*components[at].problems, problem))
+    return components
 
 
 def _opened(

@@ -35,7 +35,7 @@ def command(stack: str, output: Path | None, hashing: bool, force: bool) -> None
     if not stackfile.is_stackfile(stack):
         raise click.UsageError(f"{stack}: a lock is made from a stack.toml (`compatkit init` writes one).")
     parsed = stackfile.load(stack)
-    report = api.check([stack])
+    report = api.check([stack], full=True)
     code = api.exit_code(report)
     if code and not force:
         click.echo(check_text(report, Paint(coloured("auto")), api.titles(report.components)), color=True)

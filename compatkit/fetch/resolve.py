@@ -129,8 +129,11 @@ class _Resolver:
         return self._listings[key]
 
 
-def newer(source: LockedSource, network: Network) -> str:
-    """What the place that the stack file names has now, in a sentence; empty where it is what was locked."""
+def newer(source: LockedSource, network: Network, known: dict[tuple[str, ...], Any]) -> str:
+    """What the place that the stack file names has now, in a sentence; empty where it is what was locked.
+
+    `known` keeps the lists of repositories from one call to the next.
+    """
     if not source.commit or not is_remote(source.asked):
         return ""
     from compatkit.sources.address import parse
@@ -139,7 +142,10 @@ def newer(source: LockedSource, network: Network) -> str:
     asked = parse(source.asked)
     if asked.kind != "hub" or is_commit(asked.revision):
         return ""
-    commit, listed = listing(network, replace(asked, path=""))
+    key = (asked.repo_kind, asked.repo, asked.revision)
+    if key not in known:
+        known[key] = listing(network, replace(asked, path=""))
+    commit, listed = known[key]
     if commit == source.commit:
         return ""
     for file in source.files:

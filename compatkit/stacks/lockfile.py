@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from compatkit.sources.naming import shown
+from compatkit.sources.open import shown_name
 from compatkit.stacks.stackfile import Entry, StackFile
 from compatkit.vocabulary import Component, FileProblem, Place, Policy, SourceError
 
@@ -211,7 +212,7 @@ class _Reader:
         sources = tuple(self._source(e) for e in entries)
         places = {"": Place(self.path, 1)}
         for s in sources:
-            places.setdefault(s.entry.source, Place(self.path, s.entry.line))
+            places.setdefault(shown_name(s.entry.source), Place(self.path, s.entry.line))
         stack = StackFile(
             path=self.path,
             entries=tuple(s.entry for s in sources),

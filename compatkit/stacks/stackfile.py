@@ -37,6 +37,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from compatkit.sources.naming import shown
+from compatkit.sources.open import shown_name
 from compatkit.stacks.files import ROLES, Request
 from compatkit.stacks.tomllines import Where, lines
 from compatkit.vocabulary import LEVELS, Place, Policy, SourceError
@@ -91,8 +92,8 @@ class StackFile:
 
     @property
     def licenses(self) -> dict[str, str]:
-        """Source -> the licence its entry names."""
-        return {e.source: e.license for e in self.entries if e.license}
+        """Source, as reports name it -> the licence its entry names."""
+        return {shown_name(e.source): e.license for e in self.entries if e.license}
 
 
 def is_stackfile(source: str) -> bool:
@@ -153,7 +154,7 @@ class _Parser:
             self.fail(("files",), "no file is named: [files] needs at least one ROLE = SOURCE")
         places: dict[str, Place] = {"": Place(self.path, self.line(("files",)))}
         for entry in entries:
-            places.setdefault(entry.source, Place(self.path, entry.line))
+            places.setdefault(shown_name(entry.source), Place(self.path, entry.line))
         return StackFile(
             path=self.path,
             entries=tuple(entries),
