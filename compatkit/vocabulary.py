@@ -76,8 +76,8 @@ class Header:
     `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values (an
     array longer than the reader keeps is an `ArraySummary`). `shards` names the files that make up the whole (one for
     a plain file). `header_bytes` counts all bytes before the data, over all shards. `problems` are findings that do not
-    prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead. `unread` is set
-    only where a part was asked for: then `tensors` is empty, and `header_bytes` says how far the reader came.
+    prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead. `unread`
+    is set only where a part was asked for: then `tensors` is empty, and `header_bytes` says how far the reader came.
     """
 
     source: str

@@ -1,7 +1,7 @@
 """From an error text or a log to its causes: which rule explains it, ranked, with the numbers it names.
 
-The knowledge stands in `rules/errors/`; here it is matched line by line. Logs are untrusted: lines are cut, their number is
-bounded.
+The knowledge stands in `rules/errors/`; here it is matched line by line. Logs are untrusted: lines are cut, their
+number is bounded.
 """
 
 from __future__ import annotations

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, network_options, output_options, rules_option, step_summary
+from compatkit.cli.options import (
+    deliver,
+    headers_only_option,
+    network_options,
+    output_options,
+    rules_option,
+    step_summary,
+)
 
 
 @click.command("check")

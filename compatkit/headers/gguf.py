@@ -71,7 +71,8 @@ class _Enough(Exception):
 def read(source: Source, brief: bool = False) -> Header:
     """The header of one GGUF file. Shapes are turned to torch order, offsets count from the start of the file.
 
-    With `brief` the reading stops before a vocabulary that does not lie in the first piece read: `Header.unread` is then set.
+    With `brief` the reading stops before a vocabulary that does not lie in the first piece read: `Header.unread` is
+    then set.
 
     Raises `HeaderError`: `file/gguf-version`, `file/big-endian`, `file/truncated`, `file/corrupt`,
     `file/unknown-dtype` or `file/unreadable`.

@@ -1,7 +1,8 @@
 """A header of which only the metadata was read -> its component, where the metadata leaves no doubt.
 
-Which keys say which sizes stands in `rules/gguf_metadata.yaml`. The family is found by its sizes; what a whole header of that
-family would give is then taken over, but for what nobody has seen: the tensors, how they are packed, and whether all are there.
+Which keys say which sizes stands in `rules/gguf_metadata.yaml`. The family is found by its sizes; what a whole
+header of that family would give is then taken over, but for what nobody has seen: the tensors, how they are packed,
+and whether all are there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _BITS = (1.0, 34.0)
 
 
 def from_metadata(header: Header, knowledge: Knowledge, force_role: str | None = None) -> Component | None:
-    """The component of a header whose tensors were not read; None if the metadata cannot tell, or more than one fits."""
+    """The component of a header whose tensors were not read; None if the metadata cannot tell, or more than one
+    fits."""
     table: Mapping[str, Any] = knowledge.table("gguf_metadata") or {}
     architecture = header.metadata.get("general.architecture")
     if header.unread is None or not table or not isinstance(architecture, str):
@@ -81,7 +83,8 @@ def _symbols(metadata: Mapping[str, Any], architecture: str, table: Mapping[str,
 def _fitting(
     header: Header, architecture: str, said: Mapping[str, int], table: Mapping[str, Any], knowledge: Knowledge
 ) -> Iterator[Component | None]:
-    """A component for every family whose fixed sizes are all said, and equal; None for one that may or may not be it."""
+    """A component for every family whose fixed sizes are all said, and equal; None for one that may or may not be
+    it."""
     for family, member in knowledge.members().items():
         if member.get("sibling_of") or member.get("abstract") or member.get("fallback"):
             continue

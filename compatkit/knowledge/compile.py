@@ -1,4 +1,5 @@
-"""Compiles a rules folder into JSON that an ordinary run reads: one file a family, one signature index, one table of the rest.
+"""Compiles a rules folder into JSON that an ordinary run reads: one file a family, one signature index, one table of
+the rest.
 
 index.json            names -> grammars to try, and the quick gates that refuse most of them
 families/ID.json      card, and lines per layout
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from compatkit.knowledge import checkfile, runtimefile
-from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.errorfile import known_numbers, parse_errors
+from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
 from compatkit.knowledge.lines import Line, Part, parse_parts
 from compatkit.knowledge.packingfile import parse_packings
@@ -99,7 +100,7 @@ def write(path: Path, document: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
@@ -169,8 +170,9 @@ def _layout_document(layout: Layout) -> dict[str, Any]:
 def binders(lines: list[Line]) -> tuple[dict[str, list[Any]], list[Any], dict[str, list[Any]]]:
     """Where each symbol's value can be read.
 
-    Returns `{symbol: [[name, axis, rank], …]}` for sides that are a bare symbol, `[[symbol, name, axis, rank, expr], …]`
-    for symbols that only stand inside expressions, and `{symbol: [[format, other indexes, position, start], …]}` for runs.
+    Returns `{symbol: [[name, axis, rank], …]}` for sides that are a bare symbol, `[[symbol, name, axis, rank, expr],
+    …]` for symbols that only stand inside expressions, and `{symbol: [[format, other indexes, position, start], …]}`
+    for runs.
     """
     direct: dict[str, list[Any]] = {}
     derived: list[Any] = []
@@ -236,7 +238,8 @@ def signature_index(families: list[Family]) -> dict[str, Any]:
 
 
 def _heads(names: Iterable[str]) -> dict[str, list[str]]:
-    """First segment -> second segments of the telling names ("" for a name of one): what a prefix may be followed by."""
+    """First segment -> second segments of the telling names ("" for a name of one): what a prefix may be followed
+    by."""
     heads: dict[str, set[str]] = {}
     for name in names:
         first, _, rest = name.partition(".")
@@ -245,7 +248,8 @@ def _heads(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _plain_names(lines: list[Line]) -> dict[str, int]:
-    """First names of the lines that are always there -> rank of their shape; of all lines where every one is optional."""
+    """First names of the lines that are always there -> rank of their shape; of all lines where every one is
+    optional."""
     out: dict[str, int] = {}
     always = any(line.group == -1 and line.when == 1 for line in lines)
     for line in lines:
@@ -257,7 +261,8 @@ def _plain_names(lines: list[Line]) -> dict[str, int]:
 
 
 def _choose(plain: Mapping[str, int], seen: Counter[str], given: list[str]) -> list[str]:
-    """The rarest names, spread over the top level of the tree; one-dimensional ones first, since packing leaves them be."""
+    """The rarest names, spread over the top level of the tree; one-dimensional ones first, since packing leaves them
+    be."""
     if given:
         return given
     per_top: Counter[str] = Counter()
@@ -271,12 +276,13 @@ def _choose(plain: Mapping[str, int], seen: Counter[str], given: list[str]) -> l
 
 
 def _gates(family: Family, layout: Layout) -> list[Any]:
-    """Quick refusals: `[name, axis, rank, allowed]` reads one side, `[format, indexes, position, allowed]` counts a run."""
+    """Quick refusals: `[name, axis, rank, allowed]` reads one side, `[format, indexes, position, allowed]` counts a
+    run."""
     direct, _, runs = binders(layout.lines) if family.where else ({}, [], {})
     gates: list[Any] = []
     for symbol, allowed in family.where.items():
         if symbol in direct:
-            gates.append([symbol, allowed, [b for b in direct[symbol][:3]], []])
+            gates.append([symbol, allowed, direct[symbol][:3], []])
         elif symbol in runs:
             gates.append([symbol, allowed, [], runs[symbol][:3]])
     return gates

@@ -1,14 +1,15 @@
 """What was read of remote files, kept between runs: SQLite, one row a file.
 
-Bytes, not facts, are kept: a newer version of this program reads them anew. A row is believed only for the version of the
-file that it names. The database may be deleted at any time; one that is damaged, or made by another version, is.
+Bytes, not facts, are kept: a newer version of this program reads them anew. A row is believed only for the version
+of the file that it names. The database may be deleted at any time; one that is damaged, or made by another version, is.
 """
 
 # importing pathlib costs more than opening the database
-# ruff: noqa: PTH100, PTH103, PTH110, PTH111, PTH112, PTH118, PTH120, PTH202, PTH107, PTH108, PTH113
+# ruff: noqa: PTH103, PTH111, PTH118, PTH120, PTH202, PTH108, PTH113
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import sys
@@ -160,10 +161,8 @@ class Cache:
 
     def _remove(self) -> None:
         for path in self._files():
-            try:
+            with contextlib.suppress(OSError):
                 os.unlink(path)
-            except OSError:
-                pass
 
     def _with(self, work: Callable[[sqlite3.Connection], R]) -> R | None:
         """`work` in one transaction; None where the cache cannot be used. A damaged database is made anew, once."""

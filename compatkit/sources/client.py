@@ -1,13 +1,14 @@
 """HTTP/1.1 as this project needs it: small ranged reads, bounded in bytes and in time, over connections kept alive.
 
-Built on the standard library's `http.client`: redirects, retries, deadlines and where a token may go are decided here in
-any case, and a request library would add 50 to 100 ms of imports to a command that takes 300. Proxies of the environment
-are used; certificates are the system's (SSL_CERT_FILE, SSL_CERT_DIR), else certifi's where it is installed.
+Built on the standard library's `http.client`: redirects, retries, deadlines and where a token may go are decided
+here in any case, and a request library would add 50 to 100 ms of imports to a command that takes 300. Proxies of the
+environment are used; certificates are the system's (SSL_CERT_FILE, SSL_CERT_DIR), else certifi's where it is installed.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import socket
 import threading
@@ -381,10 +382,8 @@ class _Alarm:
 def _shut(connection: http.client.HTTPConnection) -> None:
     sock = connection.sock
     if sock is not None:
-        try:
+        with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
 
 def _target(parts: SplitResult, connection: http.client.HTTPConnection) -> str:

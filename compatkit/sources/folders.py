@@ -29,7 +29,8 @@ class Folder(Protocol):
         """How many of its files may be read at the same time with profit."""
 
     def names(self, inside: str = "") -> list[str]:
-        """Bare names of what the folder (or the one `inside` it) holds, files and folders, sorted; none if there is none."""
+        """Bare names of what the folder (or the one `inside` it) holds, files and folders, sorted; none if there is
+        none."""
 
     def has(self, path: str) -> bool:
         """Whether there is a file at `path`."""

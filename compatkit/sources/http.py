@@ -38,8 +38,9 @@ _FIX_LATER = "Try again later, or check the file on disk."
 class HttpSource:
     """One file behind a URL. Implements `Source`.
 
-    What was read stays in memory and, where the server names the version (ETag, Last-Modified), in the header cache. Raises
-    `SourceError`, with the `file/…` problem to report, if there is no such file or the server does not play along.
+    What was read stays in memory and, where the server names the version (ETag, Last-Modified), in the header cache.
+    Raises `SourceError`, with the `file/…` problem to report, if there is no such file or the server does not play
+    along.
     """
 
     #: See `Source.workers`.
@@ -81,7 +82,8 @@ class HttpSource:
         return ""
 
     def learn(self, head: Head) -> bool:
-        """Looks at a redirect on the way to the file; whether it says that the cached version is still the current one."""
+        """Looks at a redirect on the way to the file; whether it says that the cached version is still the current
+        one."""
         return False
 
     def refusal(self, head: Head) -> SourceError | None:

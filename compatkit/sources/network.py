@@ -23,8 +23,8 @@ WORKERS = 16
 class Network:
     """Made at the start of a run and handed to every source that is opened; costs nothing until one is remote.
 
-    `offline` answers from the cache alone. `full` reads whole headers where a part would do. `seconds` bounds one request
-    with all its retries.
+    `offline` answers from the cache alone. `full` reads whole headers where a part would do. `seconds` bounds one
+    request with all its retries.
     """
 
     def __init__(self, *, offline: bool = False, full: bool = False, seconds: float | None = None) -> None:

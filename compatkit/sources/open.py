@@ -31,8 +31,8 @@ def shown_name(text: str) -> str:
 
 
 def open_source(text: str, *, network: Network | None = None, offline: bool = False) -> Source:
-    """Opens the file that `text` names: a path, `https://`, `http://`, `hf://org/repo[@rev]/path`, a link to a file on the
-    Hub, or a URL that an fsspec driver reads. The caller closes it (and the `network` it gave).
+    """Opens the file that `text` names: a path, `https://`, `http://`, `hf://org/repo[@rev]/path`, a link to a file
+    on the Hub, or a URL that an fsspec driver reads. The caller closes it (and the `network` it gave).
 
     Raises:
         SourceError: it is a folder, is not there, or may not be read; `problem` is the finding, where one is known.
@@ -43,8 +43,8 @@ def open_source(text: str, *, network: Network | None = None, offline: bool = Fa
 
 
 def open_folder(text: str, *, network: Network | None = None, offline: bool = False) -> Folder:
-    """Opens the folder that `text` names: a path, `hf://org/repo[@rev][/path]`, a link to a repository or a folder of it,
-    or an fsspec URL.
+    """Opens the folder that `text` names: a path, `hf://org/repo[@rev][/path]`, a link to a repository or a folder
+    of it, or an fsspec URL.
 
     Raises:
         SourceError: it is not there, may not be listed, or is of a kind that cannot be listed (plain http).

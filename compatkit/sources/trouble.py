@@ -7,8 +7,8 @@ from typing import Any
 from compatkit.sources.naming import shown
 from compatkit.vocabulary import FileProblem, Level, SourceError
 
-#: Why → the level of the finding. Only what certainly keeps the set from running is an error: a server that is down today
-#: says nothing about the files, and the verdict is then unknown.
+#: Why → the level of the finding. Only what certainly keeps the set from running is an error: a server that is down
+#: today says nothing about the files, and the verdict is then unknown.
 LEVELS: dict[str, Level] = {
     "file/not-found": "error",
     "file/gated": "warning",

@@ -1,7 +1,8 @@
-"""A diffusers (or transformers) folder as one source: every part of it that holds weights, and what its configs say it is.
+"""A diffusers (or transformers) folder as one source: every part of it that holds weights, and what its configs say
+it is.
 
-The folder may be on this machine, a repository of the Hub or a part of one, or whatever else can be listed. Only files that the
-folder itself names are opened: `model_index.json`, each part's `config.json`, and its weights or index.
+The folder may be on this machine, a repository of the Hub or a part of one, or whatever else can be listed. Only
+files that the folder itself names are opened: `model_index.json`, each part's `config.json`, and its weights or index.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a folder: the path of its weights in it (None: there are none), what is declared of it, what is wrong."""
+    """One part of a folder: the path of its weights in it (None: there are none), what is declared of it, what is
+    wrong."""
 
     name: str
     weights: str | None
@@ -51,7 +53,8 @@ def parts(folder: Folder, *, full: bool = False) -> list[Part]:
     """What the folder holds, in the order its index names it. `full` reads every config, whatever it costs.
 
     Raises:
-        SourceError: it has neither a `model_index.json` nor a `config.json` nor one model file alone, or its index is no
+        SourceError: it has neither a `model_index.json` nor a `config.json` nor one model file alone, or its index
+        is no
             JSON object.
     """
     if folder.has("model_index.json"):
@@ -136,7 +139,8 @@ def _part(folder: Folder, name: str, declared: dict[str, str], configs: bool = T
         problems.append(
             FileProblem(
                 "file/variants",
-                f"{shown(here)} holds {counted(len(others) + 1, 'variant')} of its weights; {shown(weights[len(lead) :])} was read",
+                f"{shown(here)} holds {counted(len(others) + 1, 'variant')} of its weights; "
+                f"{shown(weights[len(lead) :])} was read",
                 "Name the file itself to have another variant judged.",
                 {"read": weights[len(lead) :], "others": others},
                 "info",

@@ -27,8 +27,8 @@ from compatkit.vocabulary import Finding
             "encoder/width",
         ),
         (
-            "Given groups=1, weight of size [512, 4, 3, 3], expected input[1, 16, 64, 64] to have 4 channels, but got 16 "
-            "channels instead",
+            "Given groups=1, weight of size [512, 4, 3, 3], expected input[1, 16, 64, 64] to have 4 channels, but got "
+            "16 channels instead",
             "vae/latent-channels",
         ),
         (

@@ -170,7 +170,8 @@ def _lfs(file: Path) -> dict[str, Any]:
 
 
 def hub_server(repos: Mapping[str, Repo], *, cdn: Server | None = None, latency: float = 0.0) -> Server:
-    """As the Hub: lists and resolves repositories. Large files come from `cdn` (any server whose root is `/`), if given."""
+    """As the Hub: lists and resolves repositories. Large files come from `cdn` (any server whose root is `/`), if
+    given."""
 
     def answer(handler: Handler, request: Request) -> None:
         steps = request.path.split("/")
