@@ -187,7 +187,9 @@ def write_sharded(
     index: bool = True,
 ) -> list[Path]:
     """Writes sharded safetensors (and their index, last in the list) into `folder`."""
-    paths, weight_map, total = [], {}, 0
+    paths: list[Path] = []
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, tensors in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         paths.append(write_safetensors(folder / name, tensors))
