@@ -216,15 +216,26 @@ def inspect_exit_code(components: Sequence[Component], unreachable: Sequence[str
 
 def exit_code(report: Report, fail_on: str = "error", strict: bool = False) -> int:
     """0 pass, 1 fail, 3 unknown (1 with `strict`). `fail_on="warning"` makes warnings fail."""
-    policy = report.policy
-    if policy and policy.fail_on == "warning":
-        fail_on = "warning"
-    strict = strict or bool(policy and policy.strict)
+    fail_on, strict = policy(report, fail_on, strict)
     if report.verdict == "fail" or (fail_on == "warning" and report.worst() in ("error", "warning")):
         return 1
     if report.verdict == "unknown":
         return 1 if strict else 3
     return 0
+
+
+def policy(report: Report, fail_on: str = "error", strict: bool = False) -> tuple[str, bool]:
+    """`fail_on` and `strict`, as the stack's owner sets them where that is stricter."""
+    owner = report.policy
+    return (
+        "warning" if owner and owner.fail_on == "warning" else fail_on,
+        strict or bool(owner and owner.strict),
+    )
+
+
+def rule_entries(rules: Iterable[Path] = ()) -> dict[str, Mapping[str, Any]]:
+    """Rule id -> its entry: title, why, fix, level."""
+    return {str(c["id"]): c for c in load(tuple(rules)).checks()}
 
 
 def titles(components: Iterable[Component], rules: Iterable[Path] = ()) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compatkit.checks import declared, encoders, loading, policy, vaes
+from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.loaders import Loader, loaders
 from compatkit.checks.parts import Part, label, parts
@@ -23,11 +23,13 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "loading": loading.build,
     "encoder": encoders.build,
     "vae": vaes.build,
+    "adapter": adapters.build,
+    "attachment": attachments.build,
     "role": lambda b: _roles(b),
     "storage": policy.build,
 }
 #: Kinds of subject that another builder makes along the way.
-_WITH = {"set": "encoder", "license": "storage", "budget": "storage"}
+_WITH = {"set": "encoder", "eye": "attachment", "license": "storage", "budget": "storage"}
 
 #: Problems of files that only a lock shows.
 _OF_LOCKS = ("file/moved", "file/newer")
@@ -65,6 +67,7 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
         judged=tuple(dict.fromkeys(p.role for p in every if identified(p))),
         components=stack.components,
         findings=tuple(found),
+        adapters=tuple(builder.adapters),
         checked=tuple(checked),
         not_checked=tuple(dict.fromkeys(skipped)),
         headline=headline(outcome, every),

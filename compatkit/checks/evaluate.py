@@ -7,7 +7,7 @@ from typing import Any
 
 from compatkit.checks.subject import Subject
 from compatkit.knowledge import cel
-from compatkit.vocabulary import Finding
+from compatkit.vocabulary import Finding, Level
 
 
 def applies(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
@@ -30,13 +30,23 @@ def finding(rule: Mapping[str, Any], subject: Subject, assumed: Sequence[str] = 
     message = " ".join([_text(rule["message"], values), *assumed])
     return Finding(
         rule=str(rule["id"]),
-        level=rule["level"],
+        level=level_of(rule, values),
         components=subject.components,
         message=message,
         predicts=_predicts(rule.get("predicts") or {}, subject, values),
         fix=_text(rule.get("fix") or "", values),
         evidence={name: cel.evaluate(str(e), values) for name, e in (rule.get("evidence") or {}).items()},
     )
+
+
+def level_of(rule: Mapping[str, Any], values: Mapping[str, Any]) -> Level:
+    """The rule's level, or the milder one where its condition holds."""
+    milder = rule.get("milder")
+    if milder and _condition(milder["when"], values):
+        level: Level = milder["level"]
+        return level
+    level = rule["level"]
+    return level
 
 
 def _text(value: Any, values: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ class Builder:
     subjects: dict[str, list[Subject]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: list[tuple[str, str, bool]] = field(default_factory=list)
+    adapters: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, subject: Subject) -> None:
         """One more subject."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from compatkit.checks.attachments import ROLES
 from compatkit.checks.parts import Part, label
 from compatkit.checks.slots import slots_of
 from compatkit.vocabulary import Finding, NotChecked, Verdict
 
 #: Roles that need no family: identified to their architecture is identified.
 _ARCHITECTURE_ENOUGH = frozenset({"llm", "upscaler", "embedding"})
-_JUDGED = frozenset({"diffusion", "text_encoder", "vae"})
+_JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", *ROLES})
 
 #: Checks that do not exist yet: id, roles they would look at, settings they would read, and why.
 _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
@@ -36,7 +37,12 @@ def identified(part: Part) -> bool:
     """Whether it is known what a component is."""
     if part.role == "unknown":
         return False
-    return bool(part.component.family) or part.role in _ARCHITECTURE_ENOUGH
+    return bool(part.component.family) or part.role in _ARCHITECTURE_ENOUGH or _is_adapter(part)
+
+
+def _is_adapter(part: Part) -> bool:
+    """A LoRA is of no family: what it is stands in its algorithm."""
+    return part.role == "lora" and bool(part.fact("algorithm"))
 
 
 def verdict(every: Sequence[Part], findings: Sequence[Finding], not_checked: Sequence[NotChecked]) -> Verdict:
@@ -86,7 +92,7 @@ def pending(every: Sequence[Part], settings: Mapping[str, str]) -> list[NotCheck
     for part in every:
         if part.role in _JUDGED or part.role in _ARCHITECTURE_ENOUGH or part.role == "unknown":
             continue
-        rule = "lora/match" if part.role == "lora" else "adapter/match"
+        rule = "adapter/match"
         why = f"{part.fields['name']}: how a {label(part.role)} fits its base is not compared yet"
         out.append(NotChecked(rule, why, blocks="diffusion" in roles))
     return out

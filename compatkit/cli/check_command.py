@@ -102,6 +102,14 @@ def command(
             from compatkit.render.github import check_github
 
             return check_github(report)
+        if kind == "sarif":
+            from compatkit.render.sarif import check_sarif
+
+            return check_sarif(report, api.rule_entries(rules))
+        if kind == "junit":
+            from compatkit.render.junit import check_junit
+
+            return check_junit(report, *api.policy(report, fail_on, strict))
         from compatkit.render.style import Paint
         from compatkit.render.text import check_text
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, network_options, output_options, rules_option
+from compatkit.cli.options import deliver, headers_only_option, network_options, only, output_options, rules_option
 
 
 @click.command("inspect")
@@ -35,8 +35,7 @@ def command(
     from compatkit import api
     from compatkit.render import document
 
-    if format_ == "github":
-        raise click.UsageError("--format github is for `compatkit check`; inspect has text, json and markdown.")
+    only(("text", "json", "markdown"), "inspect", format_, outputs)
     components, unreachable = api.inspect_all(
         sources, rules=rules, headers_only=headers_only, offline=offline, full=full
     )

@@ -12,15 +12,18 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "markdown", "github")
-LATER = ("html", "sarif", "junit")
-_SUFFIXES = {".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "text"}
-_LATER_SUFFIXES = {".html": "html", ".sarif": "sarif", ".xml": "junit"}
+FORMATS = ("text", "json", "markdown", "github", "sarif", "junit")
+_SUFFIXES = {
+    ".json": "json",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".txt": "text",
+    ".sarif": "sarif",
+    ".xml": "junit",
+}
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value in LATER:
-        raise click.UsageError(f"--format {value} is not supported yet; {', '.join(FORMATS)} are.", ctx)
     if value not in FORMATS:
         raise click.UsageError(f"--format is one of {', '.join(FORMATS)}, not {value!r}.", ctx)
     return value
@@ -30,12 +33,18 @@ def _outputs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     out = []
     for path in value:
         suffix = Path(path).suffix.lower()
-        if suffix in _LATER_SUFFIXES:
-            raise click.UsageError(f"-o {path}: {_LATER_SUFFIXES[suffix]} reports are not supported yet.", ctx)
         if suffix not in _SUFFIXES:
             raise click.UsageError(f"-o {path}: the suffix chooses the format ({', '.join(_SUFFIXES)}).", ctx)
         out.append((path, _SUFFIXES[suffix]))
     return out
+
+
+def only(formats: Sequence[str], command: str, format_: str, outputs: Sequence[tuple[str, str]]) -> None:
+    """Refuse, in one sentence, a format that this command does not have."""
+    for kind, said in ((format_, f"--format {format_}"), *((k, f"-o {path}") for path, k in outputs)):
+        if kind not in formats:
+            has = f"{', '.join(formats[:-1])} and {formats[-1]}"
+            raise click.UsageError(f"{said}: {kind} reports are for `compatkit check`; {command} has {has}.")
 
 
 def output_options(command: F) -> F:
@@ -44,7 +53,8 @@ def output_options(command: F) -> F:
         click.option("-v", "--verbose", is_flag=True, help="Show everything that is known."),
         click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True),
         click.option("-o", "--output", "outputs", multiple=True, callback=_outputs, metavar="FILE",
-                     help="Also write the report there; the suffix (.json, .md, .txt) chooses the format. Repeatable."),
+                     help="Also write the report there; the suffix (.json, .md, .html, .sarif, .xml, .txt)"
+                     " chooses the format. Repeatable."),
         click.option("--format", "format_", default="text", callback=_format, metavar="|".join(FORMATS),
                      show_default=True, help="What standard output gets."),
     ):  # fmt: skip

@@ -15,6 +15,7 @@
         references: [{what: …, ref: …}]
         examples: {fail: [{encoder: {…}, mention: ["2304"]}], pass: […]}
 
+`milder: {when: CEL, level: …}` gives a lower level where its condition holds.
 `message`, `fix` and each of `predicts` is a text, or a list of `{when: CEL, text: …}` of which the first that holds is
 used. The variables and fields that expressions see stand in `subjects.SUBJECTS`.
 """
@@ -31,8 +32,8 @@ from compatkit.knowledge.yamlfile import RuleFile
 from compatkit.vocabulary import LEVELS
 
 _KEYS = (
-    "id", "level", "title", "binds", "when", "require", "message", "predicts", "fix", "evidence", "why", "references",
-    "examples",
+    "id", "level", "milder", "title", "binds", "when", "require", "message", "predicts", "fix", "evidence", "why",
+    "references", "examples",
 )  # fmt: skip
 #: A `file` rule documents findings whose texts the readers write.
 _NEEDED = {"file": ("id", "level", "title", "binds", "why")}
@@ -82,6 +83,10 @@ def _entry(file: RuleFile, where: Where, entry: Any) -> dict[str, Any]:
         raise file.error((*where, "id"), f"an id is written group/name in small letters, not {entry['id']!r}")
     if entry["level"] not in LEVELS:
         raise file.error((*where, "level"), f"level {entry['level']!r} is not one of {', '.join(LEVELS)}")
+    if "milder" in entry:
+        milder = entry["milder"]
+        if not isinstance(milder, Mapping) or set(milder) != {"when", "level"} or milder["level"] not in LEVELS:
+            raise file.error((*where, "milder"), "'milder' is {when: CEL, level: …}: where the level is a lower one")
     for key in ("title", "why"):
         _text(file, where, entry, key)
     for path, expression, offset in _expressions(file, where, entry):
@@ -105,6 +110,8 @@ def _expressions(file: RuleFile, where: Where, entry: Mapping[str, Any]) -> Iter
             if not isinstance(entry[key], (str, bool)):
                 raise file.error((*where, key), f"{key!r} is a CEL expression in one text")
             yield (*where, key), _expression(entry[key]), True
+    if "milder" in entry:
+        yield (*where, "milder", "when"), _expression(entry["milder"]["when"]), True
     for key in ("message", "fix"):
         if key in entry:
             yield from _texts(file, (*where, key), entry[key])

@@ -4,6 +4,8 @@ the rest.
 index.json            names -> grammars to try, and the quick gates that refuse most of them
 families/ID.json      card, and lines per layout
 tables.json           checks, runtimes, packings, error texts
+adapters.json         how adapters are spelled, and what each runtime reads of them
+targets.json          which families have a module of some name and size
 manifest.json         what it was made from
 """
 
@@ -16,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compatkit.knowledge import checkfile, runtimefile
+from compatkit.knowledge import adapterfile, checkfile, runtimefile
 from compatkit.knowledge.errorfile import known_numbers, parse_errors
 from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
@@ -24,6 +26,7 @@ from compatkit.knowledge.lines import Line, Part, parse_parts
 from compatkit.knowledge.packingfile import parse_packings
 from compatkit.knowledge.patterns import Pattern, first_name
 from compatkit.knowledge.stamp import FORMAT, stamp
+from compatkit.knowledge.targetindex import target_index
 from compatkit.knowledge.yamlfile import RuleFile, load
 
 _SIGNATURES = 8
@@ -44,6 +47,7 @@ class Sources:
         self.keymaps: dict[str, RuleFile] = {}
         self.checks: list[RuleFile] = []
         self.runtimes: list[RuleFile] = []
+        self.adapters: list[RuleFile] = []
         self.tables: dict[str, RuleFile] = {}
         self.parts: dict[str, Part] = {}
         for root in roots:
@@ -67,10 +71,14 @@ class Sources:
             self.runtimes.append(file)
         elif path.stem == "parts":
             self.parts |= parse_parts(file.data, file.error, ())
+        elif kind == "adapters":
+            self.adapters.append(file)
         elif len(path.relative_to(root).parts) == 1 or kind == "errors":
             self.tables[path.relative_to(root).with_suffix("").as_posix()] = file
         else:  # users may keep checks at the top of their folder
-            raise file.error((), f"{kind!r} is not a folder of rules (families, checks, runtimes, keymaps, errors)")
+            raise file.error(
+                (), f"{kind!r} is not a folder of rules (families, checks, runtimes, adapters, keymaps, errors)"
+            )
 
     def compiled_families(self) -> list[Family]:
         """Every family, compiled, in order of id."""
@@ -122,6 +130,10 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
             members[sibling] = members.get(sibling, shared)  # one with a file of its own keeps it
     packings = sources.tables.get("packings")
     documents["index.json"] = {"families": members, **signature_index(families)}
+    documents["targets.json"] = target_index(families)
+    documents["adapters.json"] = {
+        name: table for file in sources.adapters for name, table in adapterfile.parse(file).items()
+    }
     documents["tables.json"] = {
         "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
         "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},

@@ -29,3 +29,12 @@ class Rules(Protocol):
 
     def table(self, name: str) -> Any:
         """One of the other tables ("pipelines"); an empty list for one that is not there."""
+
+    def adapters(self, name: str) -> Mapping[str, Any]:
+        """One file of `rules/adapters/`, by its id; empty for one that is not there."""
+
+    def grammar(self, family: str) -> Mapping[str, Any]:
+        """The compiled grammar of a family."""
+
+    def owner(self, family: str) -> str:
+        """The family in whose file this one stands: itself, or the one it is a sibling of."""

@@ -24,6 +24,8 @@ class Knowledge:
         self._from = documents
         self._families: dict[str, dict[str, Any] | None] = {}
         self._tables: dict[str, Any] | None = None
+        self._adapters: dict[str, Any] | None = None
+        self._targets: dict[str, Any] | None = None
         self.index: dict[str, Any] = self._read("index.json")
 
     def _read(self, name: str) -> Any:
@@ -40,7 +42,11 @@ class Knowledge:
         """Whether `family` is an id that the rules know."""
         return family in self.index["families"]
 
-    def grammar(self, family: str) -> dict[str, Any]:
+    def owner(self, family: str) -> str:
+        """The family in whose file this one stands: itself, or the one it is a sibling of."""
+        return str(self.index["families"].get(family, {}).get("sibling_of", family))
+
+    def grammar(self, family: str) -> Mapping[str, Any]:
         """The compiled file of a family (of the family it is a sibling of)."""
         owner = self.index["families"][family].get("sibling_of", family)
         document = self._families.get(owner)
@@ -80,6 +86,19 @@ class Knowledge:
         if self._tables is None:
             self._tables = self._read("tables.json")
         return self._tables.get(name, [])
+
+    def adapters(self, name: str) -> Mapping[str, Any]:
+        """One file of `rules/adapters/` by its id; empty if there is none."""
+        if self._adapters is None:
+            self._adapters = self._read("adapters.json")
+        table: Mapping[str, Any] = self._adapters.get(name, {})
+        return table
+
+    def targets(self) -> Mapping[str, Any]:
+        """Which families have a module of some name and size (`targetindex`)."""
+        if self._targets is None:
+            self._targets = self._read("targets.json")
+        return self._targets
 
     def checks(self) -> Sequence[Mapping[str, Any]]:
         """The parsed entries of `rules/checks/`."""

@@ -174,6 +174,59 @@ DIFFUSION = {
     ),
 }
 
+ADAPTER = {
+    **PART,
+    **_fields(
+        targets=([], "names of the models it was made for, by its tensors"),
+        sure=("nothing", "what says so: structure, names, metadata, or nothing"),
+        claim=(None, "what its metadata says of the base although the tensors refute it"),
+        alpha_factor=(None, "alpha / rank by the metadata, where no tensor holds the alpha"),
+        halves=(0, "modules with only one half of a pair"),
+        empty=(0, "modules with a tensor of no elements"),
+        convention=("", "how its names are written, in words"),
+    ),
+}
+
+ADAPTED = {
+    **PART,
+    **_fields(
+        fits=("unknown", "whether the adapter was made for it: yes, kin, possible (has all its modules), no, unknown"),
+        siblings=([], "names of every model that this header may be"),
+    ),
+}
+
+FIT = _fields(
+    verdict=("full", "full, partial, shape_mismatch, none"),
+    keys=(0, "tensors of the adapter, after the runtime's own conversion"),
+    matched=(0, "tensors that it reads"),
+    unmatched=(0, "tensors that it does not"),
+    modules=(0, "modules that the adapter changes"),
+    modules_matched=(0, "modules that are found in the base"),
+    modules_lost=(0, "modules that are not, those of absent text encoders left out"),
+    mismatches=(0, "weights that cannot be changed because of their shape"),
+    problem=("", "what does not go together in one of them"),
+    module=("", "the adapter's module"),
+    weight=("", "its weight in the base"),
+    expected=([], "the shape that weight has"),
+    made=([], "rows and columns that the adapter makes"),
+    algorithm=("", "the algorithm of that module"),
+    absent=(0, "weights that it maps but the base has not"),
+    first_absent=([], "the first of them"),
+    names_lost=(0, "tensors whose module the runtime does not find"),
+    first_lost=([], "the first of them"),
+    endings_lost=(0, "tensors of modules it finds, with an ending that it does not read"),
+    first_ending=([], "the first of them"),
+    junk=(0, "tensors that are of no adapter"),
+    first_junk=([], "the first of them"),
+    encoder_keys=(0, "tensors for text encoders that it does not find"),
+    encoders=(False, "whether the set has a text encoder"),
+    magnitudes=(0, "magnitudes of a DoRA that are left out"),
+    twice=(0, "weights that two modules of the file change: the last one counts"),
+    incomplete=("", "a tensor without which the runtime stops"),
+    later=(None, "the first version that reads more of it"),
+    conversion=("", "the conversion that the runtime makes of the file"),
+)
+
 #: What a rule may bind -> the variables its expressions see, and their fields.
 SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "file": {
@@ -199,6 +252,34 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
             right=([], "names of the VAEs that fit"),
         ),
         "junction": JUNCTION,
+        "loader": LOADER,
+    },
+    "adapter": {"adapter": ADAPTER, "base": ADAPTED, "fit": FIT, "loader": LOADER},
+    "attachment": {
+        "adapter": {
+            **PART,
+            **_fields(kind=("", "its role, in words"), targets=([], "names of the models it is made for")),
+        },
+        "base": PART,
+        "pair": _fields(
+            fits=("unknown", "whether it is made for this base: yes, kin, no"),
+            shared=("", "a width that both know and that differs: context_dim, hidden_size, …"),
+            adapter_width=(None, "the adapter's"),
+            base_width=(None, "the base's"),
+        ),
+        "loader": LOADER,
+    },
+    "eye": {
+        "taker": {
+            **PART,
+            **_fields(width=(None, "width of the image features it takes"), kind=("", "the encoder it was made with")),
+        },
+        "eye": {
+            **PART,
+            **_fields(
+                width=(None, "width of the features it gives"), output=("hidden", "hidden states or width (projected)")
+            ),
+        },
         "loader": LOADER,
     },
     "set": {

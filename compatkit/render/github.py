@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from compatkit.render.places import finding_text, place
 from compatkit.render.style import basename, safe
 from compatkit.vocabulary import Finding, Place, Report
 
@@ -23,37 +24,17 @@ def check_github(report: Report) -> str:
 
 def _finding(finding: Finding, report: Report) -> str:
     names = [basename(report.components[i].source) for i in finding.components if i < len(report.components)]
-    text = [finding.message]
-    text += [f"{runtime} will say: {error}" for runtime, error in finding.predicts.items()]
-    if finding.fix:
-        text.append(f"Fix: {finding.fix}")
     title = f"{finding.rule} ({', '.join(dict.fromkeys(names))})" if names else finding.rule
-    return _command(_COMMANDS[finding.level], _place(finding, report), title, "\n".join(text))
+    return _command(_COMMANDS[finding.level], place(finding, report), title, finding_text(finding))
 
 
-def _place(finding: Finding, report: Report) -> Place | None:
-    """The line that names the file a finding is about: of several the last, which is the one to exchange as a rule."""
-    places = [report.places[s] for s in _sources(finding, report) if s in report.places]
-    return places[-1] if places else report.places.get("")
-
-
-def _sources(finding: Finding, report: Report) -> list[str]:
-    """The sources of a finding; parts of a folder count for the folder."""
-    out = []
-    for i in finding.components:
-        source = report.components[i].source if i < len(report.components) else ""
-        inside = [s for s in report.places if s and source.startswith(s.rstrip("/\\") + "/")]
-        out.append(source if source in report.places else max(inside, key=len, default=source))
-    return out
-
-
-def _command(kind: str, place: Place | None, title: str, text: str) -> str:
-    properties = [f"file={_property(_below_workspace(place.file))}", f"line={place.line}"] if place else []
+def _command(kind: str, where: Place | None, title: str, text: str) -> str:
+    properties = [f"file={_property(below_workspace(where.file))}", f"line={where.line}"] if where else []
     properties.append(f"title={_property(safe(title, 200))}")
     return f"::{kind} {','.join(properties)}::{_data(safe(text))}"
 
 
-def _below_workspace(path: str) -> str:
+def below_workspace(path: str) -> str:
     """GitHub finds a file by its path below the checkout."""
     root = os.environ.get("GITHUB_WORKSPACE")
     if not root:

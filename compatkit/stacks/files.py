@@ -9,9 +9,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING
 
+from compatkit import adapters
 from compatkit.headers import open_header
 from compatkit.headers.small import read_small
 from compatkit.identify.identify import identify
+from compatkit.identify.schemes import Reader
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.folders import Folder
 from compatkit.sources.naming import base_name, shown
@@ -125,7 +127,7 @@ def _file(
                 return [component]
             header = open_header(source)
         read = None if headers_only else partial(read_small, header, source=source)
-        components = identify(header, knowledge, force_role=request.role, assume=request.assume, read=read)
+        components = _identified(header, knowledge, request.role, request.assume, read)
     except HeaderError as e:
         return [unreadable(request, e.problem, source.size)]
     if request.role and not request.assume and all(c.family is None for c in components):
@@ -133,11 +135,29 @@ def _file(
     return components
 
 
+def _identified(
+    header: Header, knowledge: Knowledge, role: str | None = None, assume: str | None = None, read: Reader | None = None
+) -> list[Component]:
+    """The models of a header. One whose names end as only an adapter's do is an adapter, whatever else it resembles."""
+    share = adapters.share(header, knowledge) if assume is None and role in (None, adapters.ROLE) else 0.0
+    if share >= adapters.SURE and (adapter := adapters.recognise(header, knowledge)):
+        return [adapter]
+    components = identify(header, knowledge, force_role=role, assume=assume, read=read)
+    if share >= adapters.MAYBE and all(c.family is None for c in components):
+        adapter = adapters.recognise(header, knowledge)
+        return [adapter] if adapter else components
+    return components
+
+
 def _in_another_role(request: Request, header: Header, knowledge: Knowledge) -> list[Component]:
     """What the file is where it is nothing of the role the user gave it, with a problem that says so; else empty."""
-    found = identify(header, knowledge)
+    found = _identified(header, knowledge)
     first = found[0]
-    if first.family is None or first.role == request.role or {first.role, request.role} == {"llm", "text_encoder"}:
+    if (
+        (first.family is None and first.role != adapters.ROLE)
+        or first.role == request.role
+        or {first.role, request.role} == {"llm", "text_encoder"}
+    ):
         return []
     given, own = str(request.role).replace("_", " "), first.role.replace("_", " ")
     problem = FileProblem(

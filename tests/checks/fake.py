@@ -192,6 +192,15 @@ class FakeRules:
     def fixed(self, family: str, fact: str) -> int | None:
         return None
 
+    def adapters(self, name: str) -> Mapping[str, Any]:
+        return {}
+
+    def grammar(self, family: str) -> Mapping[str, Any]:
+        raise KeyError(family)
+
+    def owner(self, family: str) -> str:
+        return family
+
     def table(self, name: str) -> Any:
         return {"APipeline": {"transformer": "ATransformer"}} if name == "pipelines" else []
 

@@ -36,8 +36,8 @@ def test_some_roles_are_identified_by_their_architecture(role: str) -> None:
     assert role in report.judged
 
 
-@pytest.mark.parametrize("role", ["lora", "controlnet", "ip_adapter"])
-def test_an_adapter_that_nothing_compares_yet_leaves_the_verdict_open(role: str) -> None:
+@pytest.mark.parametrize("role", ["lora", "controlnet", "ip_adapter", "mmproj"])
+def test_an_adapter_that_nothing_can_compare_leaves_the_verdict_open(role: str) -> None:
     report = check(component("z_image_turbo"), component("sdxl", role=role, name="adapter.safetensors"))
     assert report.verdict == "unknown"
     assert any("adapter.safetensors" in n.why and n.blocks for n in report.not_checked)

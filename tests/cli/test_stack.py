@@ -131,3 +131,22 @@ def test_a_name_cannot_forge_an_annotation(run: Run, right_set: list[Path], tmp_
 def test_the_schema_of_stack_files_is_printed(run: Run) -> None:
     assert "files" in json.loads(run("schema", "stack").stdout)["properties"]
     assert "check" in json.loads(run("schema").stdout)["$defs"]
+
+
+def test_ci_formats_of_a_stack(run: Run, wrong_set: list[Path], tmp_path: Path) -> None:
+    import jsonschema
+
+    from tests.support.sarif import SCHEMA
+
+    write(tmp_path, RIGHT.replace("encoder.gguf", "encoder.safetensors"))
+    done = run("check", "stack.toml", "--format", "sarif", "-o", "out.xml", "-o", "again.sarif")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+    result = next(r for r in document["runs"][0]["results"] if r["ruleId"] == "encoder/width")
+    assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 3
+    assert json.loads((tmp_path / "again.sarif").read_text()) == document
+    assert 'failures="1"' in (tmp_path / "out.xml").read_text()
+    refused = run("inspect", "dit.gguf", "--format", "sarif")
+    assert refused.returncode == 2
+    assert "compatkit check" in refused.stderr

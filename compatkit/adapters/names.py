@@ -1,0 +1,147 @@
+"""A runtime's key map: every module name it takes from an adapter, and the weight that it stands for.
+
+The forms of names are data (`rules/adapters/<runtime>.yaml`); the key maps of the families say which rows of a fused
+weight a split name means.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from compatkit.adapters.base import Base, Rows, renamed
+from compatkit.knowledge.expr import evaluate, parse
+from compatkit.knowledge.patterns import Pattern, expand_alternatives, names, parse_pattern
+from compatkit.knowledge.protocol import Rules
+
+_WEIGHT = ".weight"
+
+
+class Target(NamedTuple):
+    """A weight of the base, as the runtime names it, and the rows that a module of the adapter changes."""
+
+    weight: str
+    rows: Rows = None
+
+
+def key_map(
+    base: Base, table: Mapping[str, Any], knowledge: Rules, has: Callable[[str], bool], held: Mapping[str, str]
+) -> dict[str, Target]:
+    """Module name -> target, for everything the runtime maps for this base.
+
+    `has(version)` says whether the runtime is that version or later; `held` maps the base's own names to those the
+    runtime's module tree has. A target that the base does not have may be among them: the runtime maps it all the same.
+    """
+    out: dict[str, Target] = {}
+    for form in forms(base, table):
+        if form.get("since") and not has(str(form["since"])):
+            continue
+        for module, target in _form(form, base, knowledge, held):
+            for prefix in form["prefixes"]:
+                out[prefix + module] = target
+    return out
+
+
+def forms(base: Base, table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The forms of names that hold for a base: those for all, then those for its class."""
+    cls = base.runtime_class(str(table["runtime"]))
+    out = list(table.get("forms") or ())
+    for entry in table.get("classes") or ():
+        if cls in entry.get("classes", ()) or base.family in entry.get("families", ()):
+            out += entry["forms"]
+    return out
+
+
+def held_names(base: Base, table: Mapping[str, Any]) -> dict[str, str]:
+    """The base's own names -> what the runtime's module tree calls the same tensors."""
+    swaps = [(str(a), str(b)) for a, b in table.get("holds") or ()]
+    out = {}
+    for name in base.shapes:
+        held = name
+        for old, new in swaps:
+            if held.endswith(old):
+                held = held[: -len(old)] + new
+        out[name] = held
+    return out
+
+
+def _form(
+    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str]
+) -> Iterator[tuple[str, Target]]:
+    """(module name without prefix, target) of one form."""
+    joined, whole = bool(form.get("joined")), bool(form.get("whole"))
+    replace, cut = form.get("replace") or (), form.get("cut") or {}
+    also = form.get("also") or ()
+    for name, target in _pairs(form, base, knowledge, held):
+        if not name.endswith(_WEIGHT):
+            if whole:
+                yield name, target
+            continue
+        if form.get("below"):
+            if not name.startswith(form["below"]):
+                continue
+            name = name[len(form["below"]) :]
+        for old, new in replace:
+            name = name.replace(old, new)
+        module = name[: -len(_WEIGHT)]
+        if any(fnmatch.fnmatchcase(module, pattern) for pattern in form.get("skip") or ()):
+            continue
+        for end, new in cut.items():
+            if module.endswith(end):
+                module = module[: -len(end)] + new
+        for spelling in (module, *_also(module, also)):
+            yield spelling.replace(".", "_") if joined else spelling, target
+
+
+def _pairs(
+    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str]
+) -> Iterator[tuple[str, Target]]:
+    """(tensor name as the form spells it, target), before prefixes and replacements."""
+    rows: Rows = (0, evaluate(parse(form["rows"]), base.symbols)) if form.get("rows") else None
+    if form["names"] == "native":
+        renames, only = form.get("rename") or {}, form.get("only")
+        for held_name in held.values():
+            if only and not _is(held_name, only):
+                continue
+            spelled = held_name
+            for old, new in renames.items():
+                spelled = spelled.replace(old, new)
+            yield spelled, Target(held_name, rows)
+        return
+    document = knowledge.grammar(form.get("of") or base.family)
+    layout = str(form["names"])
+    symbols = dict(base.symbols)
+    for symbol, expression in (form.get("with") or {}).items():
+        symbols[symbol] = evaluate(parse(expression), base.symbols)
+    if layout not in document["layouts"]:
+        return
+    for pattern, target in (form.get("more") or {}).items():  # what the layout has too counts as the layout has it
+        for name, own in _runs(pattern, target, symbols):
+            yield f"{name}{_WEIGHT}", Target(f"{own}{_WEIGHT}")
+    for name, own, cut in renamed(document, layout, symbols, tuple(form.get("without") or ())):
+        yield name, Target(held.get(own, own), cut)
+
+
+def _is(name: str, only: str) -> bool:
+    return name.endswith(_WEIGHT) and fnmatch.fnmatchcase(name[: -len(_WEIGHT)], only)
+
+
+def _also(module: str, also: Iterable[Any]) -> Iterator[str]:
+    """Further spellings: `[pattern, pattern]`, where the `*` of the first stands for the same text in the second."""
+    for old, new in also:
+        head, _, tail = str(old).partition("*")
+        if module.startswith(head) and module.endswith(tail):
+            inside = module[len(head) : len(module) - len(tail)]
+            if "*" in tail or not tail:
+                continue
+            yield str(new).replace("*", inside, 1)
+
+
+def _runs(pattern: str, target: str, symbols: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    for one, other in zip(expand_alternatives(pattern), expand_alternatives(target), strict=True):
+        here, there = parse_pattern(one), parse_pattern(other)
+        try:
+            yield from zip(names(Pattern(*here), symbols), names(Pattern(*there), symbols), strict=True)
+        except KeyError:
+            continue

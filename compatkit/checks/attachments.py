@@ -1,0 +1,100 @@
+"""Subjects of the checks on other adapters: ControlNet, IP-Adapter and their like, against base and image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compatkit.checks.adapters import kinship
+from compatkit.checks.parts import Part, label, of_role, title_of
+from compatkit.checks.subject import Builder, Subject
+from compatkit.knowledge.protocol import Rules
+
+#: Roles that are made for some families of bases and say which (`targets` of their card).
+ROLES = (
+    "controlnet", "t2i_adapter", "ip_adapter", "style_model", "face_adapter", "motion_module", "gligen", "model_patch",
+    "hypernetwork", "embedding",
+)  # fmt: skip
+#: Among them those that change no weight of the base: not knowing them leaves nothing open.
+_LOOSE = frozenset({"embedding"})
+#: Widths that both sides know under the same name: the text features, the model's own.
+SHARED = ("context_dim", "hidden_size", "model_channels")
+
+
+def build(builder: Builder) -> None:
+    """Add the subjects of kind `attachment` (adapter, base) and `eye` (what takes image features, what gives them)."""
+    _bases(builder)
+    _eyes(builder)
+
+
+def _bases(builder: Builder) -> None:
+    attached = list(of_role(builder.parts, *ROLES))
+    bases = list(of_role(builder.parts, "diffusion"))
+    if not attached or not bases:
+        builder.absent(("attachment",), "no diffusion model given" if attached else "no such adapter given")
+        return
+    for part in attached:
+        targets = [str(f) for f in (part.card.get("targets") or {}).get("families") or ()]
+        if not targets:
+            why = f"{part.fields['name']}: which bases a {label(part.role)} of this kind fits is not known"
+            builder.stuck("attachment", why, blocks=part.role not in _LOOSE)
+            continue
+        known = [b for b in bases if b.component.family]
+        fits = {b.index: kinship(b, targets, builder.rules) for b in known}
+        if not known:
+            builder.stuck("attachment", f"{bases[0].fields['name']} could not be identified", blocks=True)
+        for base in known:
+            if fits[base.index] == "no" and set(fits.values()) != {"no"}:
+                continue  # it is meant for another base of the set
+            _pair(builder, part, base, fits[base.index], targets)
+
+
+def _pair(builder: Builder, part: Part, base: Part, fits: str, targets: list[str]) -> None:
+    name, ours, theirs = _differing(part, base)
+    adapter = {**part.fields, "kind": label(part.role), "targets": [title_of(builder.rules, f) for f in targets][:4]}
+    pair = {"fits": fits, "shared": name, "adapter_width": ours, "base_width": theirs}
+    for loader in builder.loaders:
+        values = {"adapter": adapter, "base": base.fields, "pair": pair, "loader": loader.fields()}
+        builder.add(Subject("attachment", (base.index, part.index), values, loader))
+
+
+def _differing(part: Part, base: Part) -> tuple[str, int | None, int | None]:
+    """The first width both know that differs; nothing where all they share agree."""
+    for name in SHARED:
+        ours, theirs = part.number(name), base.number(name)
+        if ours is not None and theirs is not None and ours != theirs:
+            return name, ours, theirs
+    return "", None, None
+
+
+def _eyes(builder: Builder) -> None:
+    """What takes image features against every image encoder of the set; one that fits is enough."""
+    eyes = list(of_role(builder.parts, "clip_vision"))
+    takers = [(p, e) for p in builder.parts for e in p.card.get("image_encoders") or () if e.get("into")]
+    if not eyes or not takers:
+        builder.absent(("eye",), "no image encoder given" if takers else "nothing in the set takes image features")
+        return
+    for part, entry in takers:
+        wanted = part.number(str(entry["into"]))
+        if wanted is None:
+            continue
+        found = [(eye, _gives(eye, entry, wanted, builder.rules)) for eye in eyes]
+        if any(fits for _, (fits, _, _) in found):
+            continue
+        for eye, (_, width, kind) in found:
+            taker = {**part.fields, "width": wanted, "kind": title_of(builder.rules, str(entry["kind"]))}
+            values = {"taker": taker, "eye": {**eye.fields, "width": width, "output": kind}}
+            for loader in builder.loaders:
+                builder.add(Subject("eye", (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
+
+
+def _gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tuple[bool, int | None, str]:
+    """(whether it gives the wanted width, the width it gives, of which output)."""
+    kinds = {str(entry["kind"]), *(str(k) for k in entry.get("alternatives") or ())}
+    outputs: Mapping[str, str] = eye.card.get("output") or {}
+    widths = {name: eye.number(symbol) for name, symbol in outputs.items()}
+    if kinds & set(eye.component.families):
+        return wanted in widths.values(), widths.get("hidden"), "hidden"
+    usual = (rules.family(str(entry["kind"])).get("output") or {}) if rules.has_family(str(entry["kind"])) else {}
+    read = next((name for name in usual if rules.fixed(str(entry["kind"]), str(usual[name])) == wanted), "hidden")
+    return widths.get(read) == wanted, widths.get(read), read

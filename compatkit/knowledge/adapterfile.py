@@ -1,0 +1,107 @@
+"""The schema of `rules/adapters/*.yaml`: how adapters are spelled, and which spellings a runtime reads.
+
+`spellings.yaml` holds algorithms, companions and prefixes; any other file is one runtime's: the names it takes for a
+base (`forms` for all, `classes` for some), the endings it reads, the files it rewrites first. `docs/adapters.md`
+describes the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compatkit.knowledge.expr import ExprError
+from compatkit.knowledge.expr import parse as parse_expression
+from compatkit.knowledge.yamlfile import RuleFile
+
+_SPELLINGS: dict[str, type] = {
+    "id": str,
+    "algorithms": list,
+    "companions": dict,
+    "plain": list,
+    "prefixes": list,
+    "bare": list,
+    "marks": list,
+    "aliases": list,
+    "titles": dict,
+    "metadata": list,
+    "kin": list,
+    "sources": list,
+}
+_RUNTIME: dict[str, type] = {
+    "id": str,
+    "runtime": str,
+    "holds": list,
+    "conversions": list,
+    "reads": dict,
+    "fails": list,
+    "beside": list,
+    "companions": list,
+    "ignored": dict,
+    "forms": list,
+    "classes": list,
+    "encoders": list,
+    "errors": dict,
+    "refuses": list,
+    "notes": list,
+    "sources": list,
+}
+MATHS = ("product", "hadamard", "kronecker", "glora", "blocks", "full", "set", "other")
+_FORM = (
+    "prefixes", "names", "joined", "whole", "replace", "cut", "also", "more", "of", "with", "without", "only", "rename",
+    "rows", "below", "skip", "since", "note",
+)  # fmt: skip
+
+
+def parse(file: RuleFile) -> dict[str, Any]:
+    """`{id: table}` of one file.
+
+    Raises:
+        RuleFileError: at the position of what is wrong.
+    """
+    from compatkit.knowledge.family import nearest
+
+    data = file.data
+    if not isinstance(data, Mapping):
+        raise file.error((), "an adapters file is a mapping")
+    known = _RUNTIME if "runtime" in data else _SPELLINGS
+    for key, value in data.items():
+        if key not in known:
+            raise file.error((key,), f"unknown key {key!r}{nearest(str(key), known)}")
+        if not isinstance(value, known[key]):
+            raise file.error((key,), f"{key!r} has the wrong type: {type(value).__name__}")
+    if "id" not in data:
+        raise file.error((), "'id' is missing")
+    for i, algorithm in enumerate(data.get("algorithms") or ()):
+        for key in ("id", "math", "spellings"):
+            if key not in algorithm:
+                raise file.error(("algorithms", i), f"{key!r} is missing")
+        if algorithm["math"] not in MATHS:
+            raise file.error(("algorithms", i, "math"), f"one of {', '.join(MATHS)}")
+    for i, form in enumerate(data.get("forms") or ()):
+        _form(file, ("forms", i), form)
+    for i, entry in enumerate(data.get("classes") or ()):
+        if not isinstance(entry, Mapping) or not (entry.get("classes") or entry.get("families")):
+            raise file.error(("classes", i), "an entry names the classes (or families) of bases that it holds for")
+        for j, form in enumerate(entry.get("forms") or ()):
+            _form(file, ("classes", i, "forms", j), form)
+    return {str(data["id"]): dict(data)}
+
+
+def _form(file: RuleFile, where: tuple[Any, ...], form: Any) -> None:
+    from compatkit.knowledge.family import nearest
+
+    if not isinstance(form, Mapping):
+        raise file.error(where, f"a mapping with the keys {', '.join(_FORM)}")
+    for key in form:
+        if key not in _FORM:
+            raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), _FORM)}")
+    for key in ("prefixes", "names"):
+        if key not in form:
+            raise file.error(where, f"{key!r} is missing")
+    for key, text in [("rows", form.get("rows")), *[(("with"), v) for v in (form.get("with") or {}).values()]]:
+        if text is not None:
+            try:
+                parse_expression(text)
+            except ExprError as e:
+                raise file.error((*where, key), str(e)) from None
