@@ -284,7 +284,10 @@ class Packings:
                 out.opaque.add(logical)
             values = pack(entry, dtype)
             if logical in out.loose and values:
-                out.counts[logical] = header.tensors[packed].elements * values
+                stored = out.tensors[logical]
+                out.counts[logical] = stored.elements * values
+                if values > 1 and stored.shape and logical not in out.opaque:
+                    out.tensors[logical] = stored._replace(shape=(*stored.shape[:-1], stored.shape[-1] * values))
 
     @staticmethod
     def _original_shapes(header: Header, out: Unpacked) -> None:
