@@ -80,6 +80,11 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
     """
     parsed = [t if isinstance(t, Request) else parse_request(t) for t in texts]
     out = dict(enumerate(parsed))
+    for r in parsed:
+        if r.assume and not knowledge.has_family(r.assume):
+            close = get_close_matches(r.assume, knowledge.members(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "; `compatkit rules list` names them all"
+            raise SourceError(f"{shown(r.source)}: assume: there is no family {r.assume!r}{hint}")
     for file, family in assume.items():
         if not knowledge.has_family(family):
             close = get_close_matches(family, knowledge.members(), n=1)

@@ -168,6 +168,8 @@ class _Parser:
 
     def _files(self) -> list[Entry]:
         table = self._table((), self.data, "files")
+        if "lora" in table:
+            self.fail(("files", "lora"), "a LoRA has a strength: name it under [[lora]], with source = …")
         self._keys(("files",), table, FILE_ROLES)
         out = []
         for role, value in table.items():

@@ -150,3 +150,10 @@ def test_ci_formats_of_a_stack(run: Run, wrong_set: list[Path], tmp_path: Path) 
     refused = run("inspect", "dit.gguf", "--format", "sarif")
     assert refused.returncode == 2
     assert "compatkit check" in refused.stderr
+
+
+def test_a_family_nobody_knows_cannot_be_assumed(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    write(tmp_path, RIGHT.replace('"vae.safetensors"', '{source = "vae.safetensors", assume = "flux1_va"}'))
+    refused = run("check", "stack.toml")
+    assert refused.returncode == 2
+    assert "'flux1_vae'" in refused.stderr

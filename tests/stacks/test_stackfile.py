@@ -82,6 +82,7 @@ def test_everything_it_may_say_is_read(tmp_path: Path) -> None:
         ('[files]\nvae = "a"\n[policy]\nsize = "much"', 4, "'size' is a number of bytes"),
         ('[files]\nvae = "a"\n[policy]\nfail_on = "info"', 4, "'fail_on' is error or warning"),
         ('[files]\nvae = {source = "a", sha256 = "12"}', 2, "64 hexadecimal digits"),
+        ('[files]\nvae = "a"\nlora = "b"', 3, "[[lora]]"),
         ('name = "x"', 1, "no file is named"),
         ("[files]\nvae = 3", 2, "a file is a text"),
     ],
