@@ -246,6 +246,8 @@ class Solver:
             row = found[group]
             try:
                 line_names = self._names(format_, ranges)
+                if not line_names:
+                    continue
                 wanted = [self._sides(s) for s in shapes] if shapes is not None else None
             except KeyError:
                 if not self._hidden_line(format_, ranges, row):
@@ -275,10 +277,10 @@ class Solver:
         symbols = self.symbols
         if len(ranges) == 1:
             start, stop, step = ranges[0]
-            indexes = range(evaluate(start, symbols), evaluate(stop, symbols), step)
-            if len(indexes) > MAX_NAMES:
+            first, end = evaluate(start, symbols), evaluate(stop, symbols)
+            if end - first > MAX_NAMES * step:
                 raise KeyError(format_)
-            return [format_ % i for i in indexes]
+            return [format_ % i for i in range(first, end, step)]
         pattern = Pattern(format_, tuple(ranges))
         if count(pattern, symbols) > MAX_NAMES:
             raise KeyError(format_)

@@ -113,7 +113,7 @@ def count(pattern: Pattern, env: Mapping[str, int]) -> int:
     """How many names the pattern has under `env`, without listing them."""
     n = 1
     for a, b, s in pattern.ranges:
-        n *= len(range(evaluate(a, env), evaluate(b, env), s))
+        n *= max(0, -((evaluate(a, env) - evaluate(b, env)) // s))  # len(range()) has a limit
     return n
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NamedTuple
 
 from compatkit.identify.identify import identify
 from compatkit.identify.packing import Packings
+from compatkit.identify.selftest import header_of
+from compatkit.identify.shapes import expected_shapes
 from compatkit.identify.solve import Match, Solver
+from compatkit.knowledge import yamlfile
 from compatkit.knowledge.compile import compile_documents
-from compatkit.knowledge.store import Knowledge
+from compatkit.knowledge.store import Knowledge, load, rules_root
 from compatkit.vocabulary import Component, Header, Tensor
 
 Shapes = dict[str, tuple[int, ...]]
@@ -83,6 +87,40 @@ def solve(knowledge: Knowledge, head: Header, family: str = "plain", layout: str
     """How one layout of one family reads a header, whatever other families would say."""
     unpacked = Packings(knowledge.table("packings")).unpack(head)
     return Solver(knowledge.grammar(family), layout, unpacked.view(prefix, head.format == "gguf")).solve()
+
+
+class Example(NamedTuple):
+    """One example of one family of the project's own rules."""
+
+    family: str
+    number: int
+    symbols: Mapping[str, int]
+    options: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    layouts: tuple[str, ...]
+    also: frozenset[str]
+
+    def header(self, layout: str) -> Header:
+        """The header of this example as one layout spells it, in bf16."""
+        shapes = expected_shapes(load().grammar(self.family), layout, self.symbols, self.options)
+        return header_of(shapes, metadata=self.metadata)
+
+
+@cache
+def examples() -> list[Example]:
+    """Every example of every family in `rules/`."""
+    out = []
+    for path in sorted((rules_root() / "families").rglob("*.yaml")):
+        data = yamlfile.load(path).data
+        if data.get("abstract"):
+            continue
+        layouts = load().grammar(data["id"])["layouts"]
+        for number, row in enumerate(data.get("examples") or []):
+            names = tuple(row.get("layouts") or layouts)
+            also = frozenset(row.get("also") or ())
+            facts = row.get("symbols") or {}, row.get("options") or {}, row.get("metadata") or {}
+            out.append(Example(data["id"], number, *facts, names, also))
+    return out
 
 
 def only(knowledge: Knowledge, head: Header) -> Component:
