@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +15,11 @@ from compatkit.knowledge.store import Knowledge, load
 from compatkit.sources.network import Network
 from compatkit.sources.open import is_remote, shown_name
 from compatkit.stacks import wholes
-from compatkit.stacks.files import Request, opened, parse_request, requests, unreadable
+from compatkit.stacks.files import ROLES, Request, opened, parse_request, requests, unreadable
 from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
-
-if TYPE_CHECKING:
     from compatkit.stacks.lockfile import LockedSource
 
 #: Settings of a run that `--set` takes. One that no check reads yet stands in `not_checked`.
@@ -28,6 +27,10 @@ SETTINGS = (
     "clip_type", "steps", "cfg", "sampler", "scheduler", "shift", "dtype", "latent_node", "width", "height", "offload",
     "torch", "driver", "disk_free", "vram",
 )  # fmt: skip
+
+_NUMBERS = frozenset({"steps", "cfg", "shift", "width", "height"})
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_VERSION = re.compile(r"v?\d+(?:\.\d+)*(?:[.+-]?\w+)*|[0-9a-f]{6,40}")
 
 
 def inspect(
@@ -90,6 +93,7 @@ def check(
     knowledge = load(rules)
     settings = {**(stack.settings if stack else {}), **settings}
     _known_settings(settings)
+    _known_roles(require)
     runtimes = tuple(_runtime(r, knowledge) for r in (tuple(runtime) or (stack.runtimes if stack else ())))
     components: list[Component] = []
     unreachable: list[str] = []
@@ -257,16 +261,28 @@ def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
     return out
 
 
+def _known_roles(roles: Iterable[str]) -> None:
+    for role in roles:
+        if role not in ROLES:
+            close = get_close_matches(role, ROLES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(ROLES)})"
+            raise SourceError(f"--require: {role!r} is not a role{hint}")
+
+
 def _known_settings(settings: Mapping[str, str]) -> None:
-    for key in settings:
+    for key, value in settings.items():
         if key not in SETTINGS:
             close = get_close_matches(key, SETTINGS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(SETTINGS)})"
             raise SourceError(f"there is no setting {key!r}{hint}")
+        if key in _NUMBERS and not _NUMBER.fullmatch(str(value)):
+            raise SourceError(f"--set {key}={value}: {key} is a number")
 
 
 def _runtime(text: str, knowledge: Knowledge) -> Runtime:
-    name, _, version = text.partition("@")
+    name, at, version = text.partition("@")
+    if at and not _VERSION.fullmatch(version):
+        raise SourceError(f"{text!r}: a version is written like 0.3.76, or as a commit like 795e451")
     try:
         knowledge.runtime(name)
     except KeyError:

@@ -124,8 +124,10 @@ def _format(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
 
 def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
     layout, role = part.fields["layout"], part.role
-    if part.fields["format"] == "gguf" or role == "llm":
+    if layout == "gguf" or role == "llm":
         return "yes"
+    if part.bundled and role != "diffusion" and loader.table.get("single_file_classes"):
+        return "yes"  # a checkpoint is converted whole, or refused for its diffusion model
     if isinstance(entry.get("layouts"), Sequence):
         return "yes" if layout in entry["layouts"] else "no"
     known = (loader.table.get("layouts") or {}).get(role)

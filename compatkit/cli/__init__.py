@@ -26,6 +26,8 @@ COMMANDS = {
 }
 
 EPILOG = "Exit codes: 0 pass, 1 fail, 2 nothing could be examined, 3 unknown."
+#: An error of compatkit itself: never to be read as a verdict.
+INTERNAL = 70
 
 
 class _Commands(click.Group):
@@ -95,13 +97,19 @@ def main() -> NoReturn:
     except Exception as e:
         code = _known(e)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         code = _closed()
+    except OSError as e:
+        code = _known(e)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _closed() -> int:
+    """Let what is still buffered go nowhere, so that no second error follows at exit."""
+    if sys.stdout is None:
+        return 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -112,4 +120,12 @@ def _known(error: Exception) -> int:
     if isinstance(error, (RulesError, SourceError)):
         click.echo(f"Error: {error}", err=True)
         return 2
-    raise error
+    if os.environ.get("COMPATKIT_DEBUG"):
+        raise error
+    if isinstance(error, OSError):
+        _closed()
+        click.echo(f"Error: the answer could not be written: {error.strerror or error}", err=True)
+        return INTERNAL
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    click.echo(f"Internal error (please report it; COMPATKIT_DEBUG=1 shows where): {text}", err=True)
+    return INTERNAL

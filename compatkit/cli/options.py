@@ -89,7 +89,12 @@ def rules_option(command: F) -> F:
 def coloured(choice: str) -> bool:
     """Whether to colour: `auto` means a terminal, no NO_COLOR, and TERM is not dumb."""
     if choice == "auto":
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return (
+            sys.stdout is not None
+            and sys.stdout.isatty()
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM") != "dumb"
+        )
     return choice == "always"
 
 

@@ -13,7 +13,8 @@ from compatkit.identify.solve import Match
 from compatkit.identify.values import decide
 from compatkit.knowledge.expr import evaluate
 from compatkit.knowledge.store import Knowledge
-from compatkit.vocabulary import Candidate, Component, Header, ValueRead
+from compatkit.sources.naming import shown
+from compatkit.vocabulary import Candidate, Component, FileProblem, Header, ValueRead
 
 _EVIDENCE = 6
 _LISTED = 200
@@ -54,7 +55,7 @@ def build(
         role=card["role"],
         family=families[0],
         also=tuple(families[1:]),
-        layout="gguf" if header.format == "gguf" else match.layout,
+        layout=_layout(header, match),
         prefix=match.prefix,
         quantization=packed,
         parameters=count,
@@ -68,7 +69,7 @@ def build(
         missing=tuple(match.missing),
         foreign=tuple(match.foreign),
         mismatched=tuple(match.mismatched),
-        problems=header.problems,
+        problems=(*header.problems, *_cut_short(header, match, card, knowledge)),
         title=str(card.get("title", families[0])),
         values_read=(*_markers_read(unpacked, match.prefix), *decided),
     )
@@ -76,6 +77,32 @@ def build(
 
 def _markers_read(unpacked: Unpacked, prefix: str) -> Iterable[ValueRead]:
     return (ValueRead(n, size, "names a format") for n, size in unpacked.reads.items() if n.startswith(prefix))
+
+
+def _cut_short(header: Header, match: Match, card: Mapping[str, Any], knowledge: Knowledge) -> list[FileProblem]:
+    """A diffusion model with fewer blocks of a kind than any release has: pruned on purpose, or cut off."""
+    if card["role"] != "diffusion":
+        return []
+    out = []
+    for symbol, least in knowledge.grammar(match.family).get("depths", {}).items():
+        found = match.symbols.get(symbol, least)
+        if 0 < found < least:
+            out.append(
+                FileProblem(
+                    "file/fewer-blocks",
+                    f"{shown(header.source)} has {found} {symbol.replace('_', ' ')} where {card.get('title')} "
+                    f"has {least}",
+                    "If it was not pruned on purpose, get the file again from its original release.",
+                    {"symbol": symbol, "found": found, "released": least},
+                    "info",
+                )
+            )
+    return out
+
+
+def _layout(header: Header, match: Match) -> str:
+    """The layout of the names: `gguf` for a GGUF, unless it was made from diffusers' names, which no loader reads."""
+    return "gguf" if header.format == "gguf" and not match.layout.startswith("diffusers") else match.layout
 
 
 def unknown(

@@ -14,7 +14,8 @@ from compatkit.identify.packing import Packings, Unpacked, View
 from compatkit.identify.schemes import Reader
 from compatkit.identify.solve import Match, Solver
 from compatkit.knowledge.store import Knowledge
-from compatkit.vocabulary import Component, Header
+from compatkit.sources.naming import shown
+from compatkit.vocabulary import Component, FileProblem, Header
 
 #: A reading is believed if at most this share of the expected tensors is missing, and of the shapes wrong …
 MISSING_SHARE, MISMATCH_SHARE = 0.01, 0.005
@@ -269,7 +270,17 @@ def _assumed(header: Header, unpacked: Unpacked, knowledge: Knowledge, family: s
     best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
     best.family = family
     component = build(header, unpacked, knowledge, [best], None, read)
-    return replace(component, family=family, also=(), assumed=True)
+    component = replace(component, family=family, also=(), assumed=True)
+    if best.refused or len(best.matched) * 2 < len(unpacked.tensors) or not best.matched:
+        why = best.refused or f"only {len(best.matched):,} of its {len(unpacked.tensors):,} tensors are that model's"
+        problem = FileProblem(
+            "file/assumed",
+            f"{shown(header.source)} is taken for {component.title} on your word, but its tensors say otherwise: {why}",
+            "Leave out --assume, or name the family that the file really is.",
+            {"family": family, "matched": len(best.matched), "tensors": len(unpacked.tensors)},
+        )
+        component = replace(component, problems=(*component.problems, problem))
+    return component
 
 
 def _common_prefixes(unpacked: Unpacked) -> set[str]:

@@ -164,8 +164,22 @@ def family_document(family: Family) -> dict[str, Any]:
         "markers": family.markers,
         "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],
         "values": family.values,
+        "depths": _depths(family),
         "layouts": {layout.name: _layout_document(layout) for layout in family.layouts},
     }
+
+
+def _depths(family: Family) -> dict[str, int]:
+    """The shortest run of each kind of block among the family's examples: what the smallest release has."""
+    ranges = [r for layout in family.layouts for line in layout.lines for r in line.pattern.ranges]
+    runs = {stop for _, stop, _ in ranges if isinstance(stop, str)}
+    sizes = [e.get("symbols") or {} for e in family.examples]
+    out = {}
+    for symbol in sorted(runs):
+        values = [size[symbol] for size in sizes if size.get(symbol)]
+        if values:
+            out[symbol] = min(values)
+    return out
 
 
 def _layout_document(layout: Layout) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The part of SARIF 2.1.0 that compatkit writes, as a JSON Schema of our own (from the standard's sections 3.13 to 3.58): closed objects, so that a property in the wrong place is found too."""
+"""The part of SARIF 2.1.0 that compatkit writes, as a JSON Schema of our own (the standard's sections 3.13 to 3.58).
+
+Objects are closed, so that a property in the wrong place is found too.
+"""
 
 from __future__ import annotations
 
