@@ -361,9 +361,14 @@ class _Alarm:
 
     def __init__(self, connection: http.client.HTTPConnection, seconds: float, silence: float) -> None:
         self.silence = silence
-        self.timer = threading.Timer(max(0.1, seconds), _shut, (connection,))
+        self.rang = False
+        self.timer = threading.Timer(max(0.1, seconds), self._ring)
         self.timer.daemon = True
         self.connection = connection
+
+    def _ring(self) -> None:
+        self.rang = True
+        _shut(self.connection)
 
     def __enter__(self) -> None:
         self.timer.start()
@@ -377,6 +382,8 @@ class _Alarm:
 
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
+        if self.rang:  # http.client takes a connection's end for the end of the headers
+            raise TimeoutError
 
 
 def _shut(connection: http.client.HTTPConnection) -> None:
