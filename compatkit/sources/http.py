@@ -214,6 +214,8 @@ class HttpSource:
                     self.learn(hop)
                 if origin(answer.head.url) != origin(self.url):
                     self._direct = answer.head.url
+                else:
+                    self.learn(answer.head)
         except ClientError as e:
             raise trouble("file/unreachable", self.name, e.what, _FIX_LATER) from None
         if answer.head.status >= 400 and not (answer.head.status == 416 and start == 0):
