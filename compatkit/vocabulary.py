@@ -77,7 +77,7 @@ class Header:
     array longer than the reader keeps is an `ArraySummary`). `shards` names the files that make up the whole (one for
     a plain file). `header_bytes` counts all bytes before the data, over all shards. `problems` are findings that do not
     prevent reading (a missing shard, say); a file that cannot be read at all raises `HeaderError` instead. `unread`
-    is set only where a part was asked for: then `tensors` is empty, and `header_bytes` says how far the reader came.
+    is set only where a part was asked for: then `tensors` is empty and `header_bytes` 0.
     """
 
     source: str

@@ -60,6 +60,8 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
     findings, checked, not_checked = _run(builder, rules.values())
     found = sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     unread = [n for part in every for n in part.component.not_checked]
+    nowhere = {n.rule for n in unread if all(any(m.rule == n.rule for m in p.component.not_checked) for p in every)}
+    checked = [rule for rule in checked if rule not in nowhere]
     skipped = [*not_checked, *_blocked(builder, rules.values()), *pending(every, stack.settings), *unread]
     outcome = verdict(every, found, skipped)
     return Report(

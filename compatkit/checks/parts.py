@@ -107,7 +107,7 @@ def _bundles(components: Sequence[Component]) -> set[str]:
 def _part(index: int, c: Component, rules: Rules, bundled: bool) -> Part:
     known = known_families(c, rules)
     card: Mapping[str, Any] = rules.family(known[0]) if known else {}
-    readable = bool(c.family) or not any(p.level == "error" for p in c.problems)
+    readable = bool(c.family) or not (c.format == "unreadable" or any(p.level == "error" for p in c.problems))
     fields = {
         "name": file_name(c.source),
         "title": c.title or (str(card.get("title") or c.family) if c.family else label(c.role)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from compatkit.headers.problems import MEANINGS
 from compatkit.sources.local import LocalSource
+from compatkit.sources.naming import base_name
 from compatkit.vocabulary import Header, HeaderError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def open_header(source: Source | str | os.PathLike[str], *, brief: bool = False)
             return open_header(opened)
     head = source.read(0, 16)
     if head[:4] == b"GGUF":
-        header = read_one(source, head, brief=brief and "-of-" not in source.name)
+        header = read_one(source, head, brief=brief and "-of-" not in base_name(source.name))
         if header.unread or not header.metadata.get("split.count"):
             return header
         from compatkit.headers import splits

@@ -101,7 +101,7 @@ class _Reader:
             except _Enough as enough:
                 at = self.cursor.at
                 unread = Unread(at, tensor_count, enough.key)
-                return Header(self.name, "gguf", self.size, at, {}, self.metadata, (self.name,), (), unread)
+                return Header(self.name, "gguf", self.size, 0, {}, self.metadata, (self.name,), (), unread)
             table = self._table(tensor_count)
         except Past as past:
             raise self._past(past) from None

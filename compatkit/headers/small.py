@@ -30,13 +30,9 @@ def read_small(header: Header, names: Iterable[str], source: Source | None = Non
 
     Raises `SourceError` if a shard is gone since, `HeaderError` (`file/unreadable`) if it shrank.
     """
-    wanted = [(n, t) for n in names if (t := header.tensors.get(n)) is not None and _is_small(t)]
-    wanted.sort(key=lambda item: (item[1].shard, item[1].offset))
     found: dict[str, bytes] = {}
-    left, at = MAX_TOTAL, 0
-    while at < len(wanted):
-        run = _run(wanted, at)
-        at += len(run)
+    left = MAX_TOTAL
+    for run in small_runs(header, names):
         first, last = run[0][1], run[-1][1]
         length = last.offset + last.nbytes - first.offset
         left -= length
@@ -48,6 +44,18 @@ def read_small(header: Header, names: Iterable[str], source: Source | None = Non
             if piece.strip(b"\0"):
                 found[name] = piece
     return found
+
+
+def small_runs(header: Header, names: Iterable[str]) -> list[list[tuple[str, Tensor]]]:
+    """Those of the tensors that `read_small` reads, in the groups that it reads at once."""
+    wanted = [(n, t) for n in names if (t := header.tensors.get(n)) is not None and _is_small(t)]
+    wanted.sort(key=lambda item: (item[1].shard, item[1].offset))
+    runs: list[list[tuple[str, Tensor]]] = []
+    at = 0
+    while at < len(wanted):
+        runs.append(_run(wanted, at))
+        at += len(runs[-1])
+    return runs
 
 
 def _is_small(t: Tensor) -> bool:

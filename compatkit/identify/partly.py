@@ -46,8 +46,8 @@ def from_metadata(header: Header, knowledge: Knowledge, force_role: str | None =
     if not _BITS[0] <= bits <= _BITS[1]:
         return None
     why = (
-        f"{base_name(header.source)}: only its first {header.unread.at:,} bytes were read; the list of its "
-        f"{header.unread.tensors:,} tensors stands behind {header.unread.before} (--full reads it)"
+        f"{base_name(header.source)}: read up to its {header.unread.before}; the list of its "
+        f"{header.unread.tensors:,} tensors, which stands behind it, was not read (--full reads it)"
     )
     said = [f"{k} = {v}" for k, v in sorted(symbols.items())]
     return replace(

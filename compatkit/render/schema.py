@@ -12,6 +12,11 @@ _NAMES = {
     "properties": {"count": _COUNT, "names": _STRINGS},
     "required": ["count", "names"],
 }
+_NOT_CHECKED = {
+    "type": "object",
+    "properties": {"rule": {"type": "string"}, "why": {"type": "string"}},
+    "required": ["rule", "why"],
+}
 _CANDIDATE = {
     "type": "object",
     "description": "the next best reading of the header and what did not fit",
@@ -65,7 +70,7 @@ _COMPONENT = {
         "not_checked": {
             "type": "array",
             "description": "checks that cannot be made of it because a part of it was not read",
-            "items": {"$ref": "#/$defs/not_checked"},
+            "items": _NOT_CHECKED,
         },
         "values_read": {
             "type": "array",

@@ -137,7 +137,7 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
         yield from _wrapped(f"why: {c.reason}", indent=4)
     rows = {
         "format": f"{c.format}, {c.layout} layout" + (f", prefix {line(c.prefix)}" if c.prefix else ""),
-        "size": f"{size(c.size)}, {size(c.header_bytes)} of it header",
+        "size": size(c.size) + (f", {size(c.header_bytes)} of it header" if c.header_bytes else ""),
         "parameters": f"{parameters(c.parameters)} ({c.parameters:,})",
         "stored as": _quantisation(c),
         "groups": ", ".join(f"{line(k, 60)} {v}" for k, v in list(c.key_groups.items())[:8]),
@@ -174,7 +174,7 @@ def _quantisation(c: Component) -> str:
     scheme = "" if q.scheme == "none" else f"{q.scheme}{f' ({formats})' if formats else ''}; "
     bits = f"; {q.bits:g} bits a parameter" if q.bits and q.scheme != "none" else ""
     notes = "".join(f"; {n}" for n in q.notes)
-    return f"{scheme}{dtypes(q.dtypes)}{bits}{notes}"
+    return f"{scheme if q.dtypes else scheme.removesuffix('; ')}{dtypes(q.dtypes)}{bits}{notes}"
 
 
 def _values_read(c: Component, verbose: bool) -> str:

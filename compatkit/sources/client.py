@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import socket
 import threading
 import time
@@ -38,6 +39,7 @@ CONNECTIONS = 16
 _DRAIN = 4096
 _PIECE = 1 << 16
 _RETRIED = {408, 429, 500, 502, 503, 504}
+_LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}", re.A)
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -96,7 +98,7 @@ def origin(url: str) -> tuple[str, str, int]:
 def may_carry_token(url: str) -> bool:
     """Whether a token may be sent there: over TLS, or to this machine."""
     scheme, host, _ = origin(url)
-    return scheme == "https" or host in ("localhost", "::1") or host.startswith("127.")
+    return scheme == "https" or host in ("localhost", "::1") or _LOOPBACK.fullmatch(host) is not None
 
 
 #: Given the start of an answer, how many bytes of its body are wanted.
@@ -361,9 +363,14 @@ class _Alarm:
 
     def __init__(self, connection: http.client.HTTPConnection, seconds: float, silence: float) -> None:
         self.silence = silence
-        self.timer = threading.Timer(max(0.1, seconds), _shut, (connection,))
+        self.rang = False
+        self.timer = threading.Timer(max(0.1, seconds), self._ring)
         self.timer.daemon = True
         self.connection = connection
+
+    def _ring(self) -> None:
+        self.rang = True
+        _shut(self.connection)
 
     def __enter__(self) -> None:
         self.timer.start()
@@ -377,6 +384,8 @@ class _Alarm:
 
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
+        if self.rang:  # http.client takes a connection's end for the end of the headers
+            raise TimeoutError
 
 
 def _shut(connection: http.client.HTTPConnection) -> None:

@@ -29,7 +29,8 @@ LARGEST = 1 << 20
 WHOLE = 256 << 10
 #: Beyond that a look at the start tells a web page from a file.
 _LOOK = 4096
-_RESUMES = 3
+#: A read that breaks off is taken up again so often, and once more for every such piece of it.
+_RESUMES, _PROGRESS = 3, 32 << 10
 _RANGE = re.compile(r"bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\s*", re.I)
 _FIX_RANGE = "Download the file and check it on disk, or give another link to it."
 _FIX_LATER = "Try again later, or check the file on disk."
@@ -100,7 +101,7 @@ class HttpSource:
     @property
     def chunk(self) -> int:
         """See `Source.chunk`. Grows with what was read, so that what is read in vain stays a tenth of it."""
-        return max(FIRST, min(LARGEST, self._reach // 10))
+        return max(self._start, min(LARGEST, self._reach // 10))
 
     def held(self, offset: int, length: int) -> bool:
         """Whether that range needs no request any more."""
@@ -213,6 +214,8 @@ class HttpSource:
                     self.learn(hop)
                 if origin(answer.head.url) != origin(self.url):
                     self._direct = answer.head.url
+                else:
+                    self.learn(answer.head)
         except ClientError as e:
             raise trouble("file/unreachable", self.name, e.what, _FIX_LATER) from None
         if answer.head.status >= 400 and not (answer.head.status == 416 and start == 0):
@@ -291,7 +294,7 @@ class HttpSource:
 
     def _fetch(self, start: int, end: int, why: str = "") -> None:
         """Brings the bytes `start … end` in, in as few requests as the server allows, none of them twice."""
-        for _ in range(_RESUMES):
+        for _ in range(_RESUMES + (end - start) // _PROGRESS):
             answer = self._get(start, end)
             head = answer.head
             if head.status != 206:

@@ -20,6 +20,7 @@ from compatkit.sources.naming import base_name, shown
 from compatkit.sources.network import Network, mapped
 from compatkit.sources.open import is_remote, open_place, shown_name
 from compatkit.stacks import folder
+from compatkit.stacks.far import FarReader
 from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError
 
 if TYPE_CHECKING:
@@ -122,17 +123,18 @@ def opened(
 def _file(
     request: Request, source: Source, knowledge: Knowledge, headers_only: bool, network: Network
 ) -> list[Component]:
-    brief = source.workers > 1 and not (network.full or request.assume)  # a vocabulary is cheap to walk on a disk
+    frugal = source.workers > 1 and not network.full  # on a disk a look is cheap
     try:
-        header = open_header(source, brief=brief)
+        header = open_header(source, brief=frugal and not request.assume)
         if header.unread:
             from compatkit.identify.partly import from_metadata
 
             if component := from_metadata(header, knowledge, request.role):
                 return [component]
             header = open_header(source)
-        read = None if headers_only else partial(read_small, header, source=source)
-        components = _identified(header, knowledge, request.role, request.assume, read)
+        far = FarReader(header, source)
+        read = None if headers_only else far if frugal else partial(read_small, header, source=source)
+        components = far.noted(_identified(header, knowledge, request.role, request.assume, read))
     except HeaderError as e:
         return [unreadable(request, e.problem, source.size)]
     if request.role and not request.assume and all(c.family is None for c in components):
