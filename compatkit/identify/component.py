@@ -129,8 +129,8 @@ def _why_unknown(nearest: Match | None) -> str:
     if nearest.refused:
         return f"nearest is {nearest.family}, but {nearest.refused}"
     return (
-        f"nearest is {nearest.family}, but {len(nearest.missing)} tensors are missing, {len(nearest.mismatched)} have other "
-        f"shapes and {len(nearest.foreign)} do not belong to it"
+        f"nearest is {nearest.family}, but {len(nearest.missing)} tensors are missing, "
+        f"{len(nearest.mismatched)} have other shapes and {len(nearest.foreign)} do not belong to it"
     )
 
 
@@ -220,7 +220,7 @@ def loads_as(card: Mapping[str, Any], match: Match, header: Header) -> dict[str,
         if entry is None:
             continue
         helper = runtimes.get(f"{runtime}-gguf") if header.format == "gguf" else None
-        entry = {**entry, **(helper or {})}  # a helper that opens GGUF files for a runtime may make another class of them
+        entry = {**entry, **(helper or {})}  # a helper that opens GGUF files may make another class of them
         name = entry.get("class") or entry.get("te_model") or entry.get("vae_class")
         for condition, other in (entry.get("classes") or {}).items():
             name = other if _true(condition, match.symbols) else name

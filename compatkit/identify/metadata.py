@@ -10,7 +10,7 @@ from compatkit.vocabulary import Header
 
 
 def value(header: Header, key: str) -> Any:
-    """The value of a metadata key; `key:a.b` reads `b` in `a` of the JSON text that stands under `key`. None: not there."""
+    """The value of a metadata key, None if it is not there; `key:a.b` reads `b` in `a` of the JSON text under `key`."""
     name, _, path = key.partition(":")
     found: Any = header.metadata.get(name)
     if not path or found is None:

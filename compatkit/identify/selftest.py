@@ -86,9 +86,15 @@ def _example(family: str, example: Mapping[str, Any], knowledge: Knowledge) -> I
         if family not in found.families:
             yield layout, f"identified as {found.family or 'unknown'} ({found.reason or found.evidence[0]})"
         elif found.missing or found.mismatched or found.foreign or len(components) > 1:
-            yield layout, f"solved with {len(found.missing)} missing, {len(found.mismatched)} mismatched, {len(found.foreign)} foreign"
-        elif set(found.families) - {family, *(knowledge.family(family).get("siblings") or {})} - set(example.get("also") or []):
-            yield layout, f"cannot be told from {', '.join(f for f in found.families if f != family)}; say so under `also` or tell them apart"
+            odd = f"{len(found.missing)} missing, {len(found.mismatched)} mismatched, {len(found.foreign)} foreign"
+            yield layout, f"solved with {odd}"
+        elif set(found.families) - {
+            family,
+            *(knowledge.family(family).get("siblings") or {}),
+            *(example.get("also") or []),
+        }:
+            others = ", ".join(f for f in found.families if f != family)
+            yield layout, f"cannot be told from {others}; say so under `also` or tell them apart"
 
 
 def _counted(example: Mapping[str, Any], header: Header) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The tensors a grammar expects under given symbols: for missing shapes, fixtures, dry runs and adapters without a base file."""
+"""The tensors a grammar expects under given symbols: for missing shapes, fixtures, dry runs and bare adapters."""
 
 from __future__ import annotations
 
