@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from compatkit.identify.packing import Unpacked
 
 #: A prefix has at most this many segments (`text_encoders.t5xxl.transformer.`, `model.diffusion_model.`).
 MAX_PREFIX = 5
+#: A family that the user names is looked for behind so many prefixes.
+MOST_PREFIXES = 4
 #: Fewer names than this, and a smaller share of the file's, are no model of their own behind a prefix.
 HANDFUL, HANDFUL_SHARE = 12, 0.02
 #: How many telling names were found of (prefix, grammar).
@@ -33,25 +35,40 @@ class Trial(NamedTuple):
     hits: int
 
 
-def at_root(unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
-    """Grammars whose telling names stand in the header as they are."""
-    return _ordered(_root_hits(unpacked, index["names"]), unpacked, index)
+def at_root(unpacked: Unpacked, index: Mapping[str, Any], closed: list[Trial]) -> Iterator[Trial]:
+    """Grammars whose telling names stand in the header as they are. Those of other sizes are put into `closed`."""
+    return _ordered(_root_hits(unpacked, index["names"]), unpacked, index, closed)
 
 
-def under_prefixes(unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
-    """Grammars whose telling names stand in the header behind a prefix."""
-    return _ordered(_prefix_hits(unpacked, index["names"], index["heads"]), unpacked, index)
+def under_prefixes(unpacked: Unpacked, index: Mapping[str, Any], closed: list[Trial]) -> Iterator[Trial]:
+    """Grammars whose telling names stand in the header behind a prefix. Those of other sizes are put into `closed`."""
+    return _ordered(_prefix_hits(unpacked, index["names"], index["heads"]), unpacked, index, closed)
 
 
-def _ordered(hits: Hits, unpacked: Unpacked, index: Mapping[str, Any]) -> Iterator[Trial]:
-    """In order of how many of their telling names are there, those the gates refuse left out."""
+def prefixes_of(family: str, unpacked: Unpacked, index: Mapping[str, Any]) -> list[str]:
+    """The prefixes behind which a family's telling names stand, the likeliest first; none is always among them."""
+    own = {n for n, (owner, *_) in enumerate(index["grammars"]) if owner == family}
+    telling = {name: kept for name, numbers in index["names"].items() if (kept := own.intersection(numbers))}
+    hits = Counter[str]()
+    for (prefix, _), count in _prefix_hits(unpacked, telling, index["heads"]).items():
+        hits[prefix] += count
+    return [*sorted(hits, key=lambda p: (-hits[p], len(p), p))[:MOST_PREFIXES], ""]
+
+
+def _ordered(hits: Hits, unpacked: Unpacked, index: Mapping[str, Any], closed: list[Trial]) -> Iterator[Trial]:
+    """In order of how many of their telling names are there."""
     grammars = index["grammars"]
     enough = {key: count for key, count in hits.items() if count * 2 >= grammars[key[1]][2]}
     small = _small({prefix for prefix, _ in enough}, unpacked)
     for (prefix, number), count in sorted(enough.items(), key=lambda row: (-row[1] / grammars[row[0][1]][2], row[0])):
         family, layout, _, gates = grammars[number]
-        if prefix not in small and all(_open(gate, unpacked, prefix) for gate in gates):
-            yield Trial(number, family, layout, prefix, count)
+        if prefix in small:
+            continue
+        trial = Trial(number, family, layout, prefix, count)
+        if all(_open(gate, unpacked, prefix) for gate in gates):
+            yield trial
+        else:
+            closed.append(trial)
 
 
 def _small(prefixes: set[str], unpacked: Unpacked) -> set[str]:
@@ -76,7 +93,7 @@ def _root_hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Hits:
     return hits
 
 
-def _prefix_hits(unpacked: Unpacked, telling: Mapping[str, list[int]], heads: Mapping[str, list[str]]) -> Hits:
+def _prefix_hits(unpacked: Unpacked, telling: Mapping[str, Iterable[int]], heads: Mapping[str, list[str]]) -> Hits:
     """Only names that go on, somewhere, with the two first segments of a telling name are looked at closely."""
     hits = Hits()
     for name in unpacked.tensors:

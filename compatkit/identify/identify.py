@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from compatkit.identify import metadata
-from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, at_root, under_prefixes
+from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, Trial, at_root, prefixes_of, under_prefixes
 from compatkit.identify.component import build, unknown
 from compatkit.identify.packing import Packings, Unpacked, View
 from compatkit.identify.schemes import Reader
@@ -26,6 +26,8 @@ FEW_MISSING, FEW_FOREIGN = 2, 12
 FALLBACK_SHARE = 0.98
 #: … and an exact family that reads this share of the file keeps it from being believed.
 NEAR_SHARE = 0.5
+#: So many families of other sizes are looked at for what to say of an unknown file.
+NEAREST = 3
 #: A side this long is a width, not a count: a foreign tensor that shares one with the model is a part of the model.
 WIDTH = 64
 
@@ -76,9 +78,16 @@ def _matches(
 ) -> list[Match]:
     """Every reading worth a look. Prefixes are searched only in files that no grammar explains as they stand."""
     out: list[Match] = []
+    closed: list[Trial] = []
     members = knowledge.members()
+
+    def solve(trial: Trial) -> Match:
+        if trial.prefix not in views:
+            views[trial.prefix] = unpacked.view(trial.prefix, header.format == "gguf")
+        return Solver(knowledge.grammar(trial.family), trial.layout, views[trial.prefix]).solve()
+
     for search in (at_root, under_prefixes):
-        found = sorted(search(unpacked, knowledge.index), key=lambda t: _is_fallback(t.family, knowledge))
+        found = sorted(search(unpacked, knowledge.index, closed), key=lambda t: _is_fallback(t.family, knowledge))
         for trial in found:
             if role and members[trial.family]["role"] != role:
                 continue
@@ -88,11 +97,12 @@ def _matches(
             refusal = _metadata_refuses(document["metadata"], header, trial.layout == next(iter(document["layouts"])))
             if refusal:
                 continue
-            if trial.prefix not in views:
-                views[trial.prefix] = unpacked.view(trial.prefix, header.format == "gguf")
-            out.append(Solver(document, trial.layout, views[trial.prefix]).solve())
+            out.append(solve(trial))
         if any(_is_whole(m, unpacked) and not _is_fallback(m.family, knowledge) for m in out):
             break
+    if all(m.refused for m in out):  # nothing fits: say at least which family of another size has these names
+        alike = [t for t in closed if not role or members[t.family]["role"] == role][:NEAREST]
+        out += [m for m in map(solve, alike) if m.refused]
     return out
 
 
@@ -261,11 +271,10 @@ def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
 def _assumed(header: Header, unpacked: Unpacked, knowledge: Knowledge, family: str, read: Reader | None) -> Component:
     """The file read as the family the user names, under whichever prefix and layout fits best."""
     document = knowledge.grammar(family)
-    prefixes: Iterable[str] = {"", *_common_prefixes(unpacked)}
     readings = []
-    for prefix in prefixes:
+    for prefix in prefixes_of(document["id"], unpacked, knowledge.index):
         for layout in document["layouts"]:
-            match = Solver(document, layout, unpacked.view(prefix, header.format == "gguf")).solve()
+            match = Solver(document, layout, unpacked.view(prefix, header.format == "gguf")).solve(whatever=True)
             readings.append(match)
     best = max(readings, key=lambda m: (len(m.matched), -len(m.prefix)))
     best.family = family
@@ -281,15 +290,3 @@ def _assumed(header: Header, unpacked: Unpacked, knowledge: Knowledge, family: s
         )
         component = replace(component, problems=(*component.problems, problem))
     return component
-
-
-def _common_prefixes(unpacked: Unpacked) -> set[str]:
-    out = set()
-    for name in list(unpacked.tensors)[:64]:
-        at = name.find(".")
-        for _ in range(3):
-            if at < 0:
-                break
-            out.add(name[: at + 1])
-            at = name.find(".", at + 1)
-    return out

@@ -81,14 +81,17 @@ class Solver:
         self.symbols: dict[str, int] = {}
         self.shares: dict[float, list[tuple[_Found, str]]] = {}
 
-    def solve(self) -> Match:
-        """Bind, then check every line. `refused` says why the family is out of the question, if it is."""
+    def solve(self, *, whatever: bool = False) -> Match:
+        """Bind, then check every line. `refused` says why the family is out of the question, if it is.
+
+        With `whatever` a refused family is checked too: the user says that it is this one.
+        """
         self._bind_runs()
         self._bind_sides()
         match = Match(self.document["id"], self.layout, self.view.prefix, self.symbols, set(), [], [])
         self._markers(match)
         match.refused = self._refusal()
-        if not match.refused:
+        if whatever or not match.refused:
             self._check(match)
             if not match.refused:
                 match.refused = self._conditions(match)
