@@ -21,4 +21,5 @@ class RulesHook(BuildHookInterface):
             build_data["force_include"] |= {
                 str(root / "rules"): "compatkit/_data/rules",  # with .compiled
                 str(root / "reports" / "templates"): "compatkit/_data/reports/templates",
+                str(root / "reports" / "locale"): "compatkit/_data/reports/locale",
             }

@@ -192,11 +192,15 @@ def diagnose(text: str, sources: Sequence[str] = (), *, rules: Iterable[Path] = 
     Raises:
         SourceError: sources are given and none can be opened.
     """
+    rules = tuple(rules)
+    return causes(text, check(sources, rules=rules).findings if sources else (), rules)
+
+
+def causes(text: str, findings: Iterable[Finding] = (), rules: Iterable[Path] = ()) -> list[Cause]:
+    """`diagnose`, with the findings of a check that was made already."""
     from compatkit.checks.diagnosis import diagnose as run
 
-    rules = tuple(rules)
-    knowledge = load(rules)
-    findings = check(sources, rules=rules).findings if sources else ()
+    knowledge = load(tuple(rules))
     return run(text, knowledge.table("errors"), knowledge.table("known") or {}, findings)
 
 

@@ -48,6 +48,13 @@ from compatkit.cli.options import (
     help="The level from which findings make the exit code 1.",
 )
 @click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
+@click.option(
+    "--baseline",
+    "baseline",
+    metavar="FILE.json",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An earlier report (check -o FILE.json): only findings that are not in it fail.",
+)
 @network_options
 @headers_only_option
 @output_options
@@ -60,6 +67,7 @@ def command(
     required: str | None,
     fail_on: str,
     strict: bool,
+    baseline: Path | None,
     offline: bool,
     full: bool,
     headers_only: bool,
@@ -78,6 +86,11 @@ def command(
     from compatkit import api
     from compatkit.render import document
 
+    past = None
+    if baseline:
+        from compatkit.render.diff import Baseline, read
+
+        past = Baseline(read(baseline))
     report = api.check(
         sources,
         runtime=runtimes,
@@ -90,6 +103,8 @@ def command(
         **api.pairs(settings, "--set", "KEY=VALUE"),
     )
 
+    known = (lambda finding: past.knows(finding, report)) if past else None
+
     def render(kind: str, colour: bool) -> str:
         if kind == "json":
             return document.as_json(document.check_document(report))
@@ -98,6 +113,10 @@ def command(
             from compatkit.render.markdown import check_markdown
 
             return check_markdown(report, titles)
+        if kind == "html":
+            from compatkit.render.incident import Incident, incident_html
+
+            return incident_html(Incident(report, titles))
         if kind == "github":
             from compatkit.render.github import check_github
 
@@ -105,11 +124,11 @@ def command(
         if kind == "sarif":
             from compatkit.render.sarif import check_sarif
 
-            return check_sarif(report, api.rule_entries(rules))
+            return check_sarif(report, api.rule_entries(rules), known)
         if kind == "junit":
             from compatkit.render.junit import check_junit
 
-            return check_junit(report, *api.policy(report, fail_on, strict))
+            return check_junit(report, *api.policy(report, fail_on, strict), known)
         from compatkit.render.style import Paint
         from compatkit.render.text import check_text
 
@@ -118,4 +137,8 @@ def command(
     deliver(render, format_, outputs, color)
     if format_ == "github":
         step_summary(lambda: render("markdown", False))
+    if past and known:
+        old = sum(map(known, report.findings))
+        click.echo(f"Baseline: {old} of {len(report.findings)} findings are known, and do not fail.", err=True)
+        raise click.exceptions.Exit(past.exit_code(report, *api.policy(report, fail_on, strict)))
     raise click.exceptions.Exit(api.exit_code(report, fail_on, strict))

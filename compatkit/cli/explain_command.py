@@ -35,7 +35,7 @@ def command(words: tuple[str, ...], log: str | None, format_: str, color: str, r
     With files named beside a log, the set is checked and the finding that explains the message comes first.
     """
     if log is not None:
-        _diagnosed(_read(log), words, format_, color, rules)
+        _diagnosed(read_log(log), words, format_, color, rules)
     elif len(words) == 1 and not any(c.isspace() for c in words[0]):
         _described(words[0], color, rules)
     elif words:
@@ -65,7 +65,8 @@ def _described(name: str, color: str, rules: tuple[Path, ...]) -> None:
         raise click.UsageError(f"There is no rule or family {name!r}.{hint}")
 
 
-def _read(log: str) -> str:
+def read_log(log: str) -> str:
+    """A log, or its end where it is long; `-` is standard input."""
     try:
         raw = sys.stdin.buffer.read(MAX_LOG) if log == "-" else _tail(Path(log))
     except OSError as e:

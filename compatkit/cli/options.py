@@ -12,12 +12,13 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "markdown", "github", "sarif", "junit")
+FORMATS = ("text", "json", "markdown", "html", "github", "sarif", "junit")
 _SUFFIXES = {
     ".json": "json",
     ".md": "markdown",
     ".markdown": "markdown",
     ".txt": "text",
+    ".html": "html",
     ".sarif": "sarif",
     ".xml": "junit",
 }
@@ -44,7 +45,7 @@ def only(formats: Sequence[str], command: str, format_: str, outputs: Sequence[t
     for kind, said in ((format_, f"--format {format_}"), *((k, f"-o {path}") for path, k in outputs)):
         if kind not in formats:
             has = f"{', '.join(formats[:-1])} and {formats[-1]}"
-            raise click.UsageError(f"{said}: {kind} reports are for `compatkit check`; {command} has {has}.")
+            raise click.UsageError(f"{said}: `compatkit {command}` makes no {kind} report; it has {has}.")
 
 
 def output_options(command: F) -> F:
@@ -98,13 +99,21 @@ def coloured(choice: str) -> bool:
     return choice == "always"
 
 
-def deliver(render: Callable[[str, bool], str], format_: str, outputs: Sequence[tuple[str, str]], color: str) -> None:
-    """Write one answer to every `-o` file and to standard output. `render(format, colour)` makes the text."""
+def deliver(
+    render: Callable[[str, bool], str],
+    format_: str,
+    outputs: Sequence[tuple[str, str]],
+    color: str,
+    quiet: bool = False,
+) -> None:
+    """Write one answer to every `-o` file and, unless `quiet`, to standard output. `render(kind, colour)` makes it."""
     for path, kind in outputs:
         try:
             Path(path).write_text(render(kind, False), encoding="utf-8", errors="backslashreplace")
         except OSError as e:
             raise click.UsageError(f"-o {path}: {e.strerror or e}.") from None
+    if quiet:
+        return
     click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
 
 

@@ -3,7 +3,7 @@ skipped with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from xml.etree import ElementTree as ET
 
 from compatkit.render.places import finding_text
@@ -11,8 +11,10 @@ from compatkit.render.style import basename, safe
 from compatkit.vocabulary import Finding, NotChecked, Report
 
 
-def check_junit(report: Report, fail_on: str = "error", strict: bool = False) -> str:
-    """The report of `check`. `fail_on` and `strict` as in the exit code."""
+def check_junit(
+    report: Report, fail_on: str = "error", strict: bool = False, known: Callable[[Finding], bool] | None = None
+) -> str:
+    """The report of `check`. `fail_on` and `strict` as in the exit code; a finding that is `known` is no failure."""
     failing = {"error"} if fail_on == "error" else {"error", "warning"}
     cases = [_verdict(report, strict)]
     found = {f.rule: [g for g in report.findings if g.rule == f.rule] for f in report.findings}
@@ -20,7 +22,7 @@ def check_junit(report: Report, fail_on: str = "error", strict: bool = False) ->
     for item in report.not_checked:
         open_.setdefault(item.rule, []).append(item)
     for rule in dict.fromkeys([*report.checked, *found]):
-        cases.append(_case(rule, found.get(rule, []), failing, report))
+        cases.append(_case(rule, found.get(rule, []), failing, report, known or (lambda f: False)))
     for rule, items in open_.items():
         both = rule in report.checked or rule in found
         case = ET.Element("testcase", classname=_group(rule), name=f"{rule} (in part)" if both else rule, time="0")
@@ -64,10 +66,12 @@ def _verdict(report: Report, strict: bool) -> ET.Element:
     return case
 
 
-def _case(rule: str, findings: Sequence[Finding], failing: set[str], report: Report) -> ET.Element:
+def _case(
+    rule: str, findings: Sequence[Finding], failing: set[str], report: Report, known: Callable[[Finding], bool]
+) -> ET.Element:
     case = ET.Element("testcase", classname=_group(rule), name=rule, time="0")
     for failed, element in ((True, "failure"), (False, "system-out")):
-        some = [f for f in findings if (f.level in failing) is failed]
+        some = [f for f in findings if (f.level in failing and not known(f)) is failed]
         if not some:
             continue
         child = ET.SubElement(case, element)

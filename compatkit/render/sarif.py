@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -22,8 +22,13 @@ _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def check_sarif(report: Report, rules: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report of `check`; `rules` are the entries of the checks, by id, for the help texts."""
+def check_sarif(
+    report: Report, rules: Mapping[str, Mapping[str, Any]], known: Callable[[Finding], bool] | None = None
+) -> str:
+    """The report of `check`; `rules` are the entries of the checks, by id, for the help texts.
+
+    `known` says whether a finding stands in a baseline: then each result is marked as new or unchanged.
+    """
     ids = list(dict.fromkeys([f.rule for f in report.findings] + [n.rule for n in report.not_checked]))
     index = {rule: i for i, rule in enumerate(ids)}
     run: dict[str, Any] = {
@@ -49,7 +54,7 @@ def check_sarif(report: Report, rules: Mapping[str, Mapping[str, Any]]) -> str:
                 ],
             }
         ],
-        "results": [_result(f, index[f.rule], report) for f in report.findings],
+        "results": [_result(f, index[f.rule], report) | _state(f, known) for f in report.findings],
         "properties": {"verdict": report.verdict, "judged": list(report.judged), "checked": list(report.checked)},
     }
     return as_json({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}) + "\n"
@@ -91,6 +96,10 @@ def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
     if physical:
         out["relatedLocations"] = [{"id": i, "physicalLocation": p} for i, p in enumerate(physical, 1)]
     return out
+
+
+def _state(finding: Finding, known: Callable[[Finding], bool] | None) -> dict[str, str]:
+    return {} if known is None else {"baselineState": "unchanged" if known(finding) else "new"}
 
 
 def _inert(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from compatkit.headers import open_header
 from compatkit.headers.sparse import write_gguf
 from compatkit.identify.identify import identify
@@ -15,7 +16,6 @@ from compatkit.identify.partly import from_metadata
 from compatkit.identify.shapes import example_shapes
 from compatkit.knowledge.store import load
 from compatkit.vocabulary import ArraySummary, Header, Unread
-
 from tests.support.corpus import entry, header_of_entry
 
 QWEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from compatkit.sources.address import Address, parse
 from compatkit.vocabulary import SourceError
 

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from compatkit.headers import open_header
 from compatkit.sources import cache as module
 from compatkit.sources.cache import Cache, location
@@ -15,9 +18,6 @@ from compatkit.sources.http import HttpSource
 from compatkit.sources.network import Network
 from compatkit.sources.spans import Spans
 from compatkit.vocabulary import SourceError
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.support.files import write_safetensors
 from tests.support.servers import Handler, Request, Server, range_server, reply_file
 
@@ -31,7 +31,10 @@ def spans(*pieces: tuple[int, bytes]) -> Spans:
     return made
 
 
-@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 50)), max_size=12), st.integers(0, 200), st.integers(1, 60))
+PIECES = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 50)), max_size=12)
+
+
+@given(PIECES, st.integers(0, 200), st.integers(1, 60))
 def test_spans_hold_what_was_put_in_and_know_the_rest(pieces: list[tuple[int, int]], at: int, length: int) -> None:
     whole = bytes(i % 251 for i in range(300))
     made = spans(*((a, whole[a : a + n]) for a, n in pieces))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from compatkit import api
 from compatkit.headers import open_header
 from compatkit.sources.network import Network
 from compatkit.sources.open import open_folder, open_source
 from compatkit.vocabulary import SourceError
-
 from tests.support.files import write_safetensors, write_sharded
 
 fsspec = pytest.importorskip("fsspec")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from compatkit.headers import open_header
 from compatkit.sources.http import FIRST, WHOLE, HttpSource
 from compatkit.sources.network import Network
 from compatkit.vocabulary import HeaderError, SourceError
-
 from tests.support.files import write_gguf, write_safetensors, write_sharded
 from tests.support.servers import Handler, Request, Server, range_server, reply_file
 
@@ -45,7 +46,7 @@ def test_a_gguf_with_a_vocabulary_reads_no_byte_twice(tmp_path: Path, network: N
     with range_server(tmp_path) as server, HttpSource(network, server.url("x.gguf")) as source:
         header = open_header(source)
     spans = sorted(tuple(map(int, r.range.removeprefix("bytes=").split("-"))) for r in server.log)
-    assert all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(spans))
     assert server.sent <= 1.1 * header.header_bytes
 
 
@@ -151,7 +152,10 @@ def early(handler: Handler, request: Request) -> None:
     handler.close_connection = True
 
 
-def replied(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> Callable[[Handler, Request], None]:
+def replied(
+    status: int, headers: dict[str, str] | None = None, body: bytes = b""
+) -> Callable[[Handler, Request], None]:
+    """Always this answer."""
     return lambda handler, request: handler.reply(request, status, headers, body)
 
 
@@ -218,17 +222,23 @@ def test_a_bad_server_is_one_sentence_few_bytes_and_little_time(kind: str, netwo
     ],
 )
 def test_a_short_answer_with_200_is_examined_as_a_file(body: bytes, rule: str, network: Network) -> None:
-    with Server(replied(200, {"Content-Type": "text/html"}, body)) as server:
-        with HttpSource(network, server.url("x.safetensors")) as source, pytest.raises(HeaderError) as error:
-            open_header(source)
+    with (
+        Server(replied(200, {"Content-Type": "text/html"}, body)) as server,
+        HttpSource(network, server.url("x.safetensors")) as source,
+        pytest.raises(HeaderError) as error,
+    ):
+        open_header(source)
     assert error.value.problem.rule == rule
 
 
 def test_an_empty_file_is_named(tmp_path: Path, network: Network) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"")
-    with range_server(tmp_path) as server, HttpSource(network, server.url("x.safetensors")) as source:
-        with pytest.raises(HeaderError) as error:
-            open_header(source)
+    with (
+        range_server(tmp_path) as server,
+        HttpSource(network, server.url("x.safetensors")) as source,
+        pytest.raises(HeaderError) as error,
+    ):
+        open_header(source)
     assert error.value.problem.rule == "file/empty"
 
 
@@ -236,9 +246,12 @@ def test_a_file_that_is_shorter_than_its_header_says_is_truncated(tmp_path: Path
     path = write_safetensors(tmp_path / "x.safetensors", tensors(100))
     with path.open("r+b") as f:
         f.truncate(1_000_000)
-    with range_server(tmp_path) as server, HttpSource(network, server.url("x.safetensors")) as source:
-        with pytest.raises(HeaderError) as error:
-            open_header(source)
+    with (
+        range_server(tmp_path) as server,
+        HttpSource(network, server.url("x.safetensors")) as source,
+        pytest.raises(HeaderError) as error,
+    ):
+        open_header(source)
     assert error.value.problem.rule == "file/truncated"
 
 
@@ -284,9 +297,12 @@ def test_a_file_that_changes_between_two_reads_is_not_believed(tmp_path: Path, n
             write_safetensors(tmp_path / "x.safetensors", tensors(4001))
         reply_file(handler, request, tmp_path / request.path)
 
-    with Server(answer) as server, HttpSource(network, server.url("x.safetensors")) as source:
-        with pytest.raises(SourceError, match="changed on the server"):
-            open_header(source)
+    with (
+        Server(answer) as server,
+        HttpSource(network, server.url("x.safetensors")) as source,
+        pytest.raises(SourceError, match="changed on the server"),
+    ):
+        open_header(source)
 
 
 def test_https_is_not_left_for_http() -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from compatkit.headers import open_header
 from compatkit.sources.address import parse
 from compatkit.sources.hub import HubFolder, HubSource, token
 from compatkit.sources.network import Network
 from compatkit.sources.open import open_place, open_source
 from compatkit.vocabulary import SourceError
-
 from tests.support.files import write_safetensors, write_sharded
 from tests.support.servers import Repo, Server, hub_server, range_server
 
@@ -90,9 +90,7 @@ def test_what_the_hub_refuses_is_said(hub: Server, network: Network, text: str, 
     assert words in str(error.value)
 
 
-def test_the_token_opens_a_private_repository(
-    hub: Server, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_opens_a_private_repository(hub: Server, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     with open_source("hf://org/private/x.safetensors", network=network) as source:
         assert len(open_header(source).tensors) == 1500

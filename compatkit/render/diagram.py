@@ -1,0 +1,131 @@
+"""The set as a drawing: who feeds whom, with the widths on the arrows, and where it breaks. Boxes and lines only: the
+template draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from compatkit.render.style import basename
+from compatkit.vocabulary import Component, Finding, Report
+
+WIDTH, HEIGHT, GAP, ACROSS = 230, 74, 22, 170
+#: More boxes in one column are not drawn, but counted.
+MOST = 8
+_COLUMNS = {"text_encoder": 0, "clip_vision": 0, "llm": 0, "mmproj": 0, "diffusion": 1, "vae": 2}
+
+
+class Box(NamedTuple):
+    """One component: place, texts, and whether a finding says that it does not work."""
+
+    x: int
+    y: int
+    number: int
+    role: str
+    title: str
+    name: str
+    broken: bool
+
+
+class Arrow(NamedTuple):
+    """One junction: from, to, what flows, and whether it breaks."""
+
+    x1: int
+    y1: int
+    x2: int
+    y2: int
+    labels: tuple[str, ...]
+    broken: bool
+
+
+class Diagram(NamedTuple):
+    """The whole drawing. `left_out` counts components without a box."""
+
+    width: int
+    height: int
+    boxes: list[Box]
+    arrows: list[Arrow]
+    left_out: int
+    text: str
+
+
+def diagram(report: Report, titles: Mapping[str, str], say: Callable[[str], str]) -> Diagram | None:
+    """The drawing of a set; None where there is nothing to draw a line between."""
+    columns: list[list[int]] = [[], [], []]
+    rest: list[int] = []
+    for i, c in enumerate(report.components):
+        column = _COLUMNS.get(c.role)
+        (rest if column is None else columns[column]).append(i)
+    if not columns[1] or len(report.components) < 2:
+        return None
+    drawn = [c[:MOST] for c in columns]
+    drawn[1] += rest[: MOST - len(drawn[1])]
+    tall = max(map(len, drawn)) * (HEIGHT + GAP) - GAP
+    boxes: dict[int, Box] = {}
+    for x, column_ in enumerate(drawn):
+        top = (tall - (len(column_) * (HEIGHT + GAP) - GAP)) // 2
+        for y, i in enumerate(column_):
+            boxes[i] = _box(report, i, x * (WIDTH + ACROSS), top + y * (HEIGHT + GAP), titles, say)
+    arrows = []
+    for d in columns[1]:
+        if d in boxes:
+            arrows += [_arrow(report, boxes, e, d, _text(report, e, d, say)) for e in drawn[0]]
+            arrows += [_arrow(report, boxes, d, v, _latent(report, d, v, say)) for v in drawn[2]]
+    words = "; ".join(
+        f"{boxes_.title} {'✗' if arrow.broken else '→'} {', '.join(arrow.labels)}"
+        for arrow in arrows
+        for boxes_ in boxes.values()
+        if boxes_.x + WIDTH == arrow.x1 and boxes_.y + HEIGHT // 2 == arrow.y1
+    )
+    left = len(report.components) - len(boxes)
+    return Diagram(3 * WIDTH + 2 * ACROSS, tall, list(boxes.values()), arrows, left, words)
+
+
+def _box(report: Report, i: int, x: int, y: int, titles: Mapping[str, str], say: Callable[[str], str]) -> Box:
+    c = report.components[i]
+    broken = any(f.level == "error" and f.components == (i,) for f in report.findings)
+    title = titles.get(c.family, c.family) if c.family else say("not recognised")
+    return Box(x, y, i + 1, say(c.role.replace("_", " ")), _cut(title, 28), _cut(basename(c.source), 32), broken)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 10] + "…" + text[-9:]
+
+
+def _arrow(report: Report, boxes: Mapping[int, Box], a: int, b: int, labels: tuple[str, ...]) -> Arrow:
+    broken = any(f.level == "error" and {a, b} <= set(f.components) for f in report.findings)
+    one, two = boxes[a], boxes[b]
+    return Arrow(one.x + WIDTH, one.y + HEIGHT // 2, two.x, two.y + HEIGHT // 2, labels, broken)
+
+
+def _between(report: Report, a: int, b: int, *names: str) -> Finding | None:
+    for f in report.findings:
+        if {a, b} <= set(f.components) and all(n in f.evidence for n in names):
+            return f
+    return None
+
+
+def _text(report: Report, encoder: int, model: int, say: Callable[[str], str]) -> tuple[str, ...]:
+    """Widths of text features: given, and taken where they differ."""
+    found = _between(report, encoder, model, "context_dim", "output_width")
+    if found:
+        gives, takes = found.evidence["output_width"], found.evidence["context_dim"]
+        return (f"{say('gives')} {gives}", f"{say('takes')} {takes}") if gives != takes else (str(gives),)
+    takes = report.components[model].facts.get("context_dim")
+    return (str(takes),) if isinstance(takes, int) else ()
+
+
+def _latent(report: Report, model: int, vae: int, say: Callable[[str], str]) -> tuple[str, ...]:
+    one, two = _space(report.components[model]), _space(report.components[vae])
+    if any(f.level == "error" and {model, vae} <= set(f.components) for f in report.findings):
+        return tuple(x for x in (one and f"{say('makes')} {one}", two and f"{say('takes')} {two}") if x)
+    return (one,) if one else ()
+
+
+def _space(c: Component) -> str:
+    facts: Mapping[str, Any] = c.facts
+    spaces = facts.get("latent_space") or ()
+    names = "/".join(map(str, spaces)) if isinstance(spaces, (list, tuple)) else str(spaces)
+    channels, ndim = facts.get("latent_channels"), facts.get("latent_ndim")
+    sizes = f"{channels}ch {ndim}D" if channels and ndim else ""
+    return _cut(" ".join(x for x in (names, sizes) if x), 26)

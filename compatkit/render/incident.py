@@ -1,0 +1,178 @@
+"""The incident report as a document: what `compatkit report` (and the HTML of `check`) is made of.
+
+Nothing is judged here: findings, causes and facts are put beside each other.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compatkit import __version__
+from compatkit.render.catalogue import Catalogue, catalogue
+from compatkit.render.document import check_document
+from compatkit.stacks.lockfile import header_digest
+from compatkit.vocabulary import Component, Finding, NotChecked, Report
+
+if TYPE_CHECKING:
+    from compatkit.checks.diagnosis import Cause
+
+#: Evidence that is two facts to hold against each other: of the first file, its label, of the second, its label.
+_PAIRS = (
+    ("context_dim", "width of the text features it takes", "output_width", "width of the text features it gives"),
+    ("model_channels", "latent channels it makes", "vae_channels", "latent channels it takes"),
+    ("model_ndim", "dimensions of its latents", "vae_ndim", "dimensions of the latents it takes"),
+    ("latent_space", "latent space it makes", "vae_space", "latent space it takes"),
+    ("expected", "encoders it was trained with", "encoder", "encoder this is"),
+    ("expected", "what it needs", "clip_type", "what is set"),
+    ("expected", "vocabulary the loader builds", "vocab", "vocabulary in the file"),
+    ("architecture", "architecture the file names", "accepted", "architectures the loader accepts"),
+    ("scheme", "how its weights are packed", "loaders", "loaders that unpack them"),
+    ("scheme", "how its weights are packed", "formats", "formats the loader knows"),
+    ("pipeline", "pipeline the folder names", "tensors", "class its tensors make"),
+    ("since", "version that is needed", "version", "version at hand"),
+    ("missing", "parts that are missing", "given", "parts that are there"),
+    ("right", "what is needed", "readings", "what its header allows"),
+)
+
+
+class Side(NamedTuple):
+    """One of two facts that disagree: whose it is (a component's number, 0: the set's), its name, its value."""
+
+    component: int
+    label: str
+    value: Any
+
+
+class Incident(NamedTuple):
+    """Everything a report shows. `causes` is None where no log was given."""
+
+    report: Report
+    titles: Mapping[str, str]
+    causes: Sequence[Cause] | None = None
+    command: str = ""
+    environment: Mapping[str, str] = {}
+    full: bool = True
+
+    def digest(self, component: Component) -> str:
+        """The header digest of the source that holds a component, as `stack.lock` has it."""
+        return header_digest(c for c in self.report.components if c.source == component.source) or ""
+
+    def names(self, component: Component) -> list[str]:
+        """What its family may be called."""
+        return [self.titles.get(f, f) for f in component.families]
+
+    def observed(self, finding: Finding) -> list[Cause]:
+        """What the log says that this finding explains."""
+        return [c for c in self.causes or () if c.confirmed and c.rule == finding.rule]
+
+    def other_causes(self) -> list[Cause]:
+        """What the log says and no finding explains."""
+        return [c for c in self.causes or () if not c.confirmed]
+
+    def main(self) -> Finding | None:
+        """The finding that the first lines speak of: one the log confirms, else the first of the worst."""
+        worst = self.report.worst()
+        confirmed = {c.rule for c in self.causes or () if c.confirmed}
+        found = sorted(self.report.findings, key=lambda f: (f.level != worst, f.rule not in confirmed))
+        return found[0] if found and worst != "info" else None
+
+    def fixes(self) -> list[str]:
+        """What to do about the errors, else about the warnings: each once."""
+        worst = self.report.worst()
+        some = [f.fix for f in self.report.findings if f.level == worst and worst != "info" and f.fix]
+        return list(dict.fromkeys(some))
+
+    def blocking(self) -> list[str]:
+        """Why a verdict is unknown."""
+        out = [f"{n.rule}: {n.why}" for n in self.report.not_checked if n.blocks]
+        unknown = [f.message for f in self.report.findings if f.rule == "component/unknown"]
+        return list(dict.fromkeys([*unknown, *out]))
+
+    def open_questions(self) -> dict[str, list[NotChecked]]:
+        """Reason -> the checks that did not run for it."""
+        out: dict[str, list[NotChecked]] = {}
+        for item in self.report.not_checked:
+            out.setdefault(item.why, []).append(item)
+        return out
+
+    def sides(self, finding: Finding) -> tuple[Side, Side] | None:
+        """The two facts that disagree, side by side, where the evidence holds such a pair."""
+        for first, label, second, other in _PAIRS:
+            if first in finding.evidence and second in finding.evidence:
+                numbers = [i + 1 for i in finding.components]
+                one, two = (numbers[0], numbers[1]) if len(numbers) > 1 else ((numbers or [0])[0],) * 2
+                return Side(one, label, finding.evidence[first]), Side(two, other, finding.evidence[second])
+        return None
+
+    def evidence(self, finding: Finding) -> dict[str, Any]:
+        """The facts of a finding beside the two sides."""
+        shown = self.sides(finding)
+        taken = next((p for p in _PAIRS if shown and p[1] == shown[0].label and p[3] == shown[1].label), ("",) * 4)
+        return {k: v for k, v in finding.evidence.items() if k not in (taken[0], taken[2])}
+
+
+def labels() -> list[str]:
+    """Messages that stand in this module and not in a template."""
+    return sorted({label for pair in _PAIRS for label in (pair[1], pair[3])})
+
+
+def this_environment() -> dict[str, str]:
+    """What a reader needs to know of the machine that made a report; nothing that names it or its user."""
+    return {
+        "compatkit": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}".strip(),
+    }
+
+
+def incident_document(incident: Incident) -> dict[str, Any]:
+    """The JSON of `compatkit report`: the JSON of `check`, and what the report adds."""
+    report, main = incident.report, incident.main()
+    observed = incident.observed(main) if main else []
+    return {
+        "tool": "compatkit",
+        "version": __version__,
+        "verdict": report.verdict,
+        "headline": report.headline,
+        "summary": {
+            "what": main.message if main else "; ".join(incident.blocking()),
+            "predicts": dict(main.predicts) if main else {},
+            "observed": observed[0].matched if observed else None,
+            "fixes": incident.fixes(),
+            "not_checked": len({n.rule for n in report.not_checked}),
+        },
+        "headers": [
+            {"source": source, "sha256": header_digest(c for c in report.components if c.source == source)}
+            for source in dict.fromkeys(c.source for c in report.components)
+        ],
+        "check": check_document(report),
+        "causes": None if incident.causes is None else _causes(incident.causes),
+        "environment": dict(incident.environment),
+        "reproduce": incident.command,
+    }
+
+
+def _causes(causes: Iterable[Cause]) -> list[dict[str, Any]]:
+    from compatkit.render.document import causes_document
+
+    out: list[dict[str, Any]] = causes_document(causes)["causes"]
+    return out
+
+
+def incident_markdown(incident: Incident, language: str = "en", overrides: Sequence[Any] = ()) -> str:
+    """One document that a person would send."""
+    from compatkit.render.templating import rendered
+
+    return rendered("report.md.j2", False, language, overrides, i=incident, report=incident.report)
+
+
+def incident_html(incident: Incident, language: str = "en", overrides: Sequence[Any] = ()) -> str:
+    """One self-contained page: it loads nothing."""
+    from compatkit.render.diagram import diagram
+    from compatkit.render.templating import rendered
+
+    words: Catalogue = catalogue(language)
+    picture = diagram(incident.report, incident.titles, words.gettext)
+    return rendered("report.html.j2", True, language, overrides, i=incident, report=incident.report, picture=picture)
