@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from compatkit.adapters.base import Base
-from compatkit.adapters.fit import FITS, NEEDED, Shape
+from compatkit.adapters.fit import FITS, NEEDED, Shape, matrix
 from compatkit.adapters.keys import Key, Spellings
 from compatkit.adapters.names import Target, held_names, key_map
 from compatkit.knowledge.protocol import Rules
@@ -113,11 +113,11 @@ def coverage(
     held = held_names(base, table)
     weights: dict[str, tuple[int | None, ...]] = {held[own]: shape for own, shape in base.shapes.items()}
     weights.update(encoder_shapes or {})
-    names = key_map(base, table, knowledge, has, held)
-    names.update(encoders or {})
     modules: dict[str, dict[str, Key]] = {}
     for key in keys:
         modules.setdefault(key.module, {})[key.ending] = key
+    names = key_map(base, table, knowledge, has, held, modules)
+    names.update(encoders or {})
     out = Coverage(len(file.shapes), conversion=file.conversion)
     out.modules = sum(any(k.sense.algorithm for k in own.values()) for own in modules.values())
     reader = _Reader(spelled, table, file, out)
@@ -274,8 +274,6 @@ def _apply(
             return
         wanted = (size, *wanted[1:])
     math = spelled.algorithms[algorithm]["math"]
-    from compatkit.adapters.fit import matrix
-
     check = FITS.get(math)
     problem = check(known, wanted) if check else ""
     if problem:

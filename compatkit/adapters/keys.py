@@ -6,7 +6,7 @@ The spellings stand in `rules/adapters/spellings.yaml`; nothing here knows a con
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 #: PEFT puts the adapter's name, whatever it is, between the letter and `weight`.
@@ -78,6 +78,7 @@ class Spellings:
         self.odd = tuple(sorted((e for e in self.endings if not e.startswith(".")), key=len, reverse=True))
         #: What decides a glance: names that end so belong to an adapter and to nothing else.
         self.telling = tuple(e for e, s in self.endings.items() if s.decisive)
+        self.beside = tuple(e for e, s in self.endings.items() if not s.decisive)
         self.prefixes = [
             Prefix(p["prefix"], p["layout"], bool(p.get("joined")), str(p.get("part") or "model"))
             for p in table.get("prefixes") or ()
@@ -122,13 +123,12 @@ class Spellings:
                 return ending, sense
         return None
 
-    def glance(self, names: Iterable[str]) -> float:
-        """The share of names that only an adapter has, found without looking closely."""
-        total = hits = 0
-        for name in names:
-            total += 1
-            hits += name.endswith(self.telling)
-        return hits / total if total else 0.0
+    def glance(self, names: Collection[str]) -> float:
+        """The share of names that an adapter has, found without looking closely; 0 if none is an adapter's alone."""
+        hits = sum([name.endswith(self.telling) for name in names])
+        if not hits:
+            return 0.0
+        return (hits + sum([name.endswith(self.beside) for name in names])) / len(names)
 
     def convention(self, module: str) -> Prefix:
         """The convention of a module's name; one of the bare ones where no known prefix stands before it."""

@@ -26,19 +26,30 @@ class Target(NamedTuple):
 
 
 def key_map(
-    base: Base, table: Mapping[str, Any], knowledge: Rules, has: Callable[[str], bool], held: Mapping[str, str]
+    base: Base,
+    table: Mapping[str, Any],
+    knowledge: Rules,
+    has: Callable[[str], bool],
+    held: Mapping[str, str],
+    modules: Iterable[str] | None = None,
 ) -> dict[str, Target]:
     """Module name -> target, for everything the runtime maps for this base.
 
     `has(version)` says whether the runtime is that version or later; `held` maps the base's own names to those the
     runtime's module tree has. A target that the base does not have may be among them: the runtime maps it all the same.
+    With `modules`, forms whose prefix none of them has are left out.
     """
     out: dict[str, Target] = {}
     for form in forms(base, table):
         if form.get("since") and not has(str(form["since"])):
             continue
+        prefixes = form["prefixes"]
+        if modules is not None:
+            prefixes = [p for p in prefixes if any(m.startswith(p) for m in modules)]
+        if not prefixes:
+            continue
         for module, target in _form(form, base, knowledge, held):
-            for prefix in form["prefixes"]:
+            for prefix in prefixes:
                 out[prefix + module] = target
     return out
 

@@ -26,12 +26,7 @@ def share(header: Header, knowledge: Knowledge) -> float:
     table = knowledge.adapters("spellings")
     if not table or header.format != "safetensors":
         return 0.0
-    spelled = spellings(table)
-    glance = spelled.glance(header.tensors)
-    if 0.0 < glance < SURE:  # alphas and their like tell nothing alone, but beside the rest
-        known = len(spelled.keys(header.tensors)[0])
-        return known / len(header.tensors) if glance >= MAYBE else glance
-    return glance
+    return spellings(table).glance(header.tensors)
 
 
 def recognise(header: Header, knowledge: Knowledge) -> Component | None:

@@ -47,7 +47,7 @@ def check_junit(
 
 def _files(report: Report) -> list[tuple[str, str]]:
     return [
-        (f"file {i}", f"{basename(c.source)}: {c.role}, {c.family or 'not recognised'}")
+        (f"file {i}", f"{basename(c.source)}: {c.role}, {c.family or c.title or 'not recognised'}")
         for i, c in enumerate(report.components, 1)
     ]
 

@@ -54,7 +54,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _names(c: Component, titles: Mapping[str, str]) -> str:
     if c.family is None:
-        return "not recognised"
+        return c.title or "not recognised"  # a LoRA is of no family: its title says what it is
     names = [titles.get(f, f) for f in c.families]
     shown = names[0] if len(names) == 1 else f"{names[0]} (or {', '.join(names[1:3])}{', …' if len(names) > 3 else ''})"
     return f"{shown} (as you say)" if c.assumed else shown
@@ -131,7 +131,7 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
             )
             yield from _wrapped(f"{paint('Fix:', 'bold')} {problem.fix}" if problem.fix else "", hang=4)
         return
-    what = f"{c.role.replace('_', ' ')}, {_names(c, titles)}" if c.family else f"{c.role}: not recognised"
+    what = f"{c.role.replace('_', ' ')}, {_names(c, titles)}" if c.family or c.title else f"{c.role}: not recognised"
     yield f"  {what}" + (f"  [{', '.join(c.families)}]" if c.family else "")
     if c.reason:
         yield from _wrapped(f"why: {c.reason}", indent=4)
