@@ -2,8 +2,8 @@
 
     python -m benchmarks.remote [--latency SECONDS]
 
-A range server and one like the Hub run in this process; the files are sparse, their headers as long as the real ones. Every row is a
-process of its own: `compatkit inspect` or `check`. `share` is bytes sent by header bytes.
+A range server and one like the Hub run in this process; the files are sparse, their headers as long as the real ones.
+Every row is a process of its own: `compatkit inspect` or `check`. The factor is bytes sent by header bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def repository(root: Path) -> None:
         (root / name / "config.json").write_text(json.dumps({"_class_name": cls}))
         index[name] = ["diffusers", cls]
         shapes = list(example_shapes(load().grammar(family), layout).items())
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number in range(shards):
             file = f"{stem}-{number + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else f"{stem}.safetensors"
             part = dict(shapes[number::shards])

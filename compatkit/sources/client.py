@@ -7,7 +7,6 @@ environment are used; certificates are the system's (SSL_CERT_FILE, SSL_CERT_DIR
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import re
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from compatkit import __version__
+from compatkit.sources.proxies import login_of, proxy_for
 
 if TYPE_CHECKING:
     import http.client
@@ -277,13 +277,13 @@ class Client:
     def _new(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:
         import http.client
 
-        proxy = _proxy(scheme, host)
+        proxy = proxy_for(scheme, host)
         there, at = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
         made: http.client.HTTPConnection
         if scheme == "https":
             made = http.client.HTTPSConnection(there, at, timeout=CONNECT_SECONDS, context=self._context())
             if proxy:
-                made.set_tunnel(host, port, _proxy_login(proxy))
+                made.set_tunnel(host, port, login_of(proxy))
         else:
             made = http.client.HTTPConnection(there, at, timeout=CONNECT_SECONDS)
             made.compatkit_proxy = proxy  # type: ignore[attr-defined]
@@ -315,7 +315,7 @@ class Client:
     def _headers(extra: Mapping[str, str], connection: http.client.HTTPConnection) -> dict[str, str]:
         proxy: SplitResult | None = getattr(connection, "compatkit_proxy", None)
         own = {"User-Agent": f"compatkit/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
-        return {**own, **(_proxy_login(proxy) if proxy else {}), **extra}
+        return {**own, **(login_of(proxy) if proxy else {}), **extra}
 
     @staticmethod
     def _explained(error: Exception, parts: SplitResult, deadline: float) -> Exception:
@@ -400,26 +400,6 @@ def _target(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
     if getattr(connection, "compatkit_proxy", None):
         return f"http://{parts.netloc}{path}"
     return path
-
-
-def _proxy(scheme: str, host: str) -> SplitResult | None:
-    if not any(name in os.environ for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")):
-        return None
-    from urllib.request import getproxies, proxy_bypass
-
-    proxies = getproxies()
-    found = proxies.get(scheme) or proxies.get("all")
-    if not found or proxy_bypass(host):
-        return None
-    parts = urlsplit(found if "://" in found else f"http://{found}")
-    return parts if parts.scheme == "http" and parts.hostname else None
-
-
-def _proxy_login(proxy: SplitResult) -> dict[str, str]:
-    if not proxy.username:
-        return {}
-    login = f"{proxy.username}:{proxy.password or ''}".encode()
-    return {"Proxy-Authorization": "Basic " + base64.b64encode(login).decode()}
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -322,3 +322,19 @@ def test_closing_the_run_ends_what_is_under_way(tmp_path: Path) -> None:
         with pytest.raises(SourceError):
             HttpSource(network, server.url("x"))
         assert time.monotonic() - start < 3
+
+
+def test_a_proxy_of_the_environment_is_used(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(handler: Handler, request: Request) -> None:
+        seen.append((handler.path, handler.headers.get("Proxy-Authorization")))
+        handler.reply(request, 404)
+
+    with Server(answer) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint.replace("http://", "http://user:password@"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(SourceError, match="404"):
+            HttpSource(network, "http://models.example/x.gguf")
+    assert seen == [("http://models.example/x.gguf", "Basic dXNlcjpwYXNzd29yZA==")]
