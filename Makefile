@@ -9,12 +9,12 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 JOBS ?= 2
 
 .SILENT:
-.PHONY: help demo test check rules bench clean
+.PHONY: help demo test check rules incidents bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help: ## show this list
-	awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## set up, then show compatkit at work on sets that failed real users
 	$(BIN)/compatkit demo
@@ -29,6 +29,9 @@ check: $(VENV)/.installed-dev ## lint and types only
 
 rules: $(VENV)/.installed ## run the examples that every rule file carries
 	$(BIN)/compatkit rules test
+
+incidents: $(VENV)/.installed ## write the worked incident reports anew (reports/incidents)
+	$(BIN)/python -m reports.incidents.make
 
 bench: $(VENV)/.installed-dev ## measure what the claims about speed and size rest on
 	$(BIN)/python -m benchmarks

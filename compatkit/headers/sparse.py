@@ -12,18 +12,26 @@ from compatkit.headers.ggml import TYPES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
 
 
 def write_safetensors(
-    path: Path, shapes: Shapes, dtype: str = "BF16", metadata: Mapping[str, str] | None = None
+    path: Path,
+    shapes: Shapes,
+    dtype: str = "BF16",
+    metadata: Mapping[str, str] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> int:
-    """A safetensors file with these tensors in one dtype; returns its size in bytes. Overwrites `path`."""
+    """A safetensors file with these tensors; returns its size in bytes. Overwrites `path`.
+
+    All are `dtype`, but for those that `dtypes` names.
+    """
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, shape in shapes.items():
-        end = offset + _elements(shape) * _FLOAT_BYTES[dtype]
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        own = (dtypes or {}).get(name, dtype)
+        end = offset + _elements(shape) * _BYTES[own]
+        table[name] = {"dtype": own, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

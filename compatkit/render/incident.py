@@ -65,7 +65,14 @@ class Incident(NamedTuple):
 
     def observed(self, finding: Finding) -> list[Cause]:
         """What the log says that this finding explains."""
-        return [c for c in self.causes or () if c.confirmed and c.rule == finding.rule]
+        return [c for c in self._explained() if c.rule == finding.rule]
+
+    def _explained(self) -> list[Cause]:
+        """Of each line of the log the best cause, where the files confirm it; best first."""
+        best: dict[str, Cause] = {}
+        for cause in self.causes or ():
+            best.setdefault(cause.matched, cause)
+        return [c for c in best.values() if c.confirmed]
 
     def other_causes(self) -> list[Cause]:
         """What the log says and no finding explains."""
@@ -74,8 +81,8 @@ class Incident(NamedTuple):
     def main(self) -> Finding | None:
         """The finding that the first lines speak of: one the log confirms, else the first of the worst."""
         worst = self.report.worst()
-        confirmed = {c.rule for c in self.causes or () if c.confirmed}
-        found = sorted(self.report.findings, key=lambda f: (f.level != worst, f.rule not in confirmed))
+        rank = {c.rule: i for i, c in reversed(list(enumerate(self._explained())))}
+        found = sorted(self.report.findings, key=lambda f: (f.level != worst, rank.get(f.rule, len(rank))))
         return found[0] if found and worst != "info" else None
 
     def fixes(self) -> list[str]:
