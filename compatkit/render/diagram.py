@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from compatkit.render.style import basename
 from compatkit.vocabulary import Component, Finding, Report
 
-WIDTH, HEIGHT, GAP, ACROSS = 230, 74, 22, 170
+WIDTH, HEIGHT, GAP, ACROSS = 230, 74, 22, 250
 #: More boxes in one column are not drawn, but counted.
 MOST = 8
 _COLUMNS = {"text_encoder": 0, "clip_vision": 0, "llm": 0, "mmproj": 0, "diffusion": 1, "vae": 2}
@@ -69,7 +69,9 @@ def diagram(report: Report, titles: Mapping[str, str], say: Callable[[str], str]
     arrows = []
     for d in columns[1]:
         if d in boxes:
-            arrows += [_arrow(report, boxes, e, d, _text(report, e, d, say)) for e in drawn[0]]
+            feeding = [e for e in drawn[0] if not _idle(report, e)]
+            alone = len(feeding) == 1
+            arrows += [_arrow(report, boxes, e, d, _text(report, e, d, alone, say)) for e in feeding]
             arrows += [_arrow(report, boxes, d, v, _latent(report, d, v, say)) for v in drawn[2]]
     words = "; ".join(
         f"{boxes_.title} {'✗' if arrow.broken else '→'} {', '.join(arrow.labels)}"
@@ -105,14 +107,24 @@ def _between(report: Report, a: int, b: int, *names: str) -> Finding | None:
     return None
 
 
-def _text(report: Report, encoder: int, model: int, say: Callable[[str], str]) -> tuple[str, ...]:
-    """Widths of text features: given, and taken where they differ."""
+def _idle(report: Report, encoder: int) -> bool:
+    """Whether an encoder feeds nothing: it is one too many."""
+    return any(f.rule == "encoder/surplus" and encoder in f.components for f in report.findings)
+
+
+def _text(report: Report, encoder: int, model: int, alone: bool, say: Callable[[str], str]) -> tuple[str, ...]:
+    """Widths of text features: given, and taken where they differ; of several encoders only what is certain."""
     found = _between(report, encoder, model, "context_dim", "output_width")
     if found:
         gives, takes = found.evidence["output_width"], found.evidence["context_dim"]
         return (f"{say('gives')} {gives}", f"{say('takes')} {takes}") if gives != takes else (str(gives),)
     takes = report.components[model].facts.get("context_dim")
-    return (str(takes),) if isinstance(takes, int) else ()
+    if not isinstance(takes, int):
+        return ()
+    facts = report.components[encoder].facts
+    if takes in (facts.get("width"), facts.get("hidden_size")):
+        return (str(takes),)
+    return (f"{say('takes')} {takes}",) if alone else ()
 
 
 def _latent(report: Report, model: int, vae: int, say: Callable[[str], str]) -> tuple[str, ...]:

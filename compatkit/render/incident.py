@@ -89,7 +89,7 @@ class Incident(NamedTuple):
         """What to do about the errors, else about the warnings: each once."""
         worst = self.report.worst()
         some = [f.fix for f in self.report.findings if f.level == worst and worst != "info" and f.fix]
-        return list(dict.fromkeys(some))
+        return [f for f in dict.fromkeys(some) if not any(f in other for other in some if f != other)]
 
     def blocking(self) -> list[str]:
         """Why a verdict is unknown."""

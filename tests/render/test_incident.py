@@ -146,6 +146,27 @@ def test_a_sound_set_has_no_broken_junction() -> None:
     assert diagram(replace(sound, components=sound.components[:1]), {}, str) is None
 
 
+def test_an_encoder_too_many_feeds_nothing() -> None:
+    surplus = Finding("encoder/surplus", "info", (1,), "one too many")
+    drawn = diagram(replace(report(), findings=(surplus,)), {}, str)
+    assert drawn is not None
+    assert drawn.arrows == []
+
+
+def test_of_two_encoders_no_width_is_claimed_that_is_not_known() -> None:
+    model = component("d", facts={"context_dim": 4096})
+    encoders = [component(f"e{w}", "text_encoder", facts={"width": w}) for w in (4096, 768)]
+    drawn = diagram(replace(report(), findings=(), components=(model, *encoders)), {}, str)
+    assert drawn is not None
+    assert [a.labels for a in drawn.arrows] == [("4096",), ()]
+
+
+def test_a_fix_is_said_once() -> None:
+    one = report().findings[0]
+    given = replace(report(), findings=(replace(one, fix="Use A. It fits."), replace(one, fix="Use A.")))
+    assert incident(given).fixes() == ["Use A. It fits."]
+
+
 def test_a_hundred_components_are_counted_and_not_all_drawn() -> None:
     many = replace(report(), findings=(), components=tuple(component(f"{i}") for i in range(100)))
     drawn = diagram(many, {}, str)
