@@ -4,12 +4,13 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 VENV ?= .venv
+ORACLE ?= .venv-oracle
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 JOBS ?= 2
 
 .SILENT:
-.PHONY: help demo test check rules incidents bench clean
+.PHONY: help demo test check rules incidents oracle bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -33,11 +34,14 @@ rules: $(VENV)/.installed ## run the examples that every rule file carries
 incidents: $(VENV)/.installed ## write the worked incident reports anew (reports/incidents)
 	$(BIN)/python -m reports.incidents.make
 
+oracle: $(ORACLE)/.installed ## hold the grammars against the classes of diffusers and transformers (needs torch: 1 GB)
+	$(ORACLE)/bin/python -m pytest -n $(JOBS) tests/oracle
+
 bench: $(VENV)/.installed-dev ## measure what the claims about speed and size rest on
 	$(BIN)/python -m benchmarks
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build dist rules/.compiled .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) build dist rules/.compiled .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find compatkit tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: whatever was interrupted before it is done again by the next call.
@@ -55,3 +59,11 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml hatch_build.py
 $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml hatch_build.py
 	$(PIP) install --editable '.[dev]'
 	touch $(VENV)/.installed $@
+
+# torch first and alone: what comes after it must take the one that is there, not choose another.
+$(ORACLE)/.installed: pyproject.toml hatch_build.py
+	$(MAKE) --no-print-directory VENV=$(ORACLE) $(ORACLE)/.python
+	$(ORACLE)/bin/python -m pip -qq --disable-pip-version-check --no-input install torch==2.13.0
+	$(ORACLE)/bin/python -m pip -qq --disable-pip-version-check --no-input install diffusers==0.42.1 transformers==5.23.0 \
+		'pytest>=8.2' 'pytest-xdist>=3.6' 'hypothesis>=6.100' --editable .
+	touch $@
