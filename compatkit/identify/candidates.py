@@ -59,25 +59,13 @@ def _ordered(hits: Hits, unpacked: Unpacked, index: Mapping[str, Any], closed: l
     """In order of how many of their telling names are there."""
     grammars = index["grammars"]
     enough = {key: count for key, count in hits.items() if count * 2 >= grammars[key[1]][2]}
-    small = _small({prefix for prefix, _ in enough}, unpacked)
     for (prefix, number), count in sorted(enough.items(), key=lambda row: (-row[1] / grammars[row[0][1]][2], row[0])):
         family, layout, _, gates = grammars[number]
-        if prefix in small:
-            continue
         trial = Trial(number, family, layout, prefix, count)
         if all(_open(gate, unpacked, prefix) for gate in gates):
             yield trial
         else:
             closed.append(trial)
-
-
-def _small(prefixes: set[str], unpacked: Unpacked) -> set[str]:
-    """Prefixes under which only a handful of the file's names stand: a module, not a model."""
-    if prefixes <= {""}:
-        return set()
-    names = sorted(unpacked.tensors)
-    least = min(HANDFUL, HANDFUL_SHARE * len(names))
-    return {p for p in prefixes if p and bisect_left(names, f"{p[:-1]}/") - bisect_left(names, p) < least}
 
 
 def _root_hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Hits:
@@ -94,17 +82,37 @@ def _root_hits(unpacked: Unpacked, telling: Mapping[str, list[int]]) -> Hits:
 
 
 def _prefix_hits(unpacked: Unpacked, telling: Mapping[str, Iterable[int]], heads: Mapping[str, list[str]]) -> Hits:
-    """Only names that go on, somewhere, with the two first segments of a telling name are looked at closely."""
+    """Of the names under each prefix only those are looked up that begin with two segments of a telling name.
+
+    The names are sorted: all that stand below one prefix lie side by side and are found by bisection. A prefix with no
+    more than a handful of names below it is a module, not a model.
+    """
     hits = Hits()
-    for name in unpacked.tensors:
-        segments = name.split(".")
-        for at, segment in enumerate(segments[1 : MAX_PREFIX + 1], 1):
-            seconds = heads.get(segment)
-            if seconds is None or (segments[at + 1] if at + 1 < len(segments) else "") not in seconds:
-                continue
-            rest = ".".join(segments[at:])
-            for number in telling.get(rest, ()):
-                hits[name[: -len(rest)], number] += 1
+    names = sorted(unpacked.tensors)
+    least = min(HANDFUL, HANDFUL_SHARE * len(names))
+
+    def count(prefix: str, head: str, at: int, end: int) -> None:
+        """Look up `head` and all names below it, as they read behind the prefix."""
+        below = names[bisect_left(names, f"{head}.", at, end) : bisect_left(names, f"{head}/", at, end)]
+        for name in (head, *below) if head in unpacked.tensors else below:
+            for number in telling.get(name[len(prefix) :], ()):
+                hits[prefix, number] += 1
+
+    pending = [("", 0, len(names), 0)]  # a prefix, its first name, one past its last, how many segments it has
+    while pending:
+        prefix, at, end, depth = pending.pop()
+        while at < end:
+            segment, dot, _ = names[at][len(prefix) :].partition(".")
+            head = prefix + segment
+            stop = bisect_left(names, f"{head}/", at, end) if dot else at + 1  # "/" follows "."
+            if depth and dot:
+                for second in heads.get(segment, ()):
+                    count(prefix, f"{head}.{second}", at, stop)
+            elif depth:
+                count(prefix, head, at, stop)
+            if dot and depth < MAX_PREFIX and stop - at >= least:
+                pending.append((f"{head}.", at, stop, depth + 1))
+            at = stop
     return hits
 
 

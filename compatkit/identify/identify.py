@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from compatkit.identify import metadata
 from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, Trial, at_root, prefixes_of, under_prefixes
@@ -46,7 +49,7 @@ def identify(
     (every finding that rests on it then says so). `read` gives the bytes of small tensors, where a few of them tell
     more than the header does; without it only the header counts.
     """
-    unpacked = Packings(knowledge.table("packings")).unpack(header, read)
+    unpacked = _packings(knowledge).unpack(header, read)
     if assume is not None:
         return [_assumed(header, unpacked, knowledge, assume, read)]
     views: dict[str, View] = {}
@@ -57,8 +60,11 @@ def identify(
     for group, _ in chosen:
         claimed |= _full_names(group[0])
         claimed.update([group[0].prefix + n for n in (*group[0].foreign, *group[0].tolerated)], group[0].markers)
-    tolerated = [p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]]
-    left = [n for n in unpacked.tensors if n not in claimed and not _tolerated(n, tolerated)]
+    left = [n for n in unpacked.tensors if n not in claimed]
+    if left:
+        tolerated = _globs(tuple(p for group, _ in chosen for p in knowledge.grammar(group[0].family)["tolerate"]))
+        # as the family names them, there or above its prefix
+        left = [n for n in left if not (tolerated.match(n) or tolerated.match(n.rpartition(".")[2]))]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
         components.append(unknown(header, unpacked, knowledge, part, rejected, force_role))
@@ -67,10 +73,19 @@ def identify(
     return components
 
 
-def _tolerated(name: str, patterns: list[str]) -> bool:
-    """Whether a tensor outside the models is one that some of them tolerate, under its name or above their prefix."""
-    last = name.rpartition(".")[2]
-    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(last, p) for p in patterns)
+_known_packings: WeakKeyDictionary[Knowledge, Packings] = WeakKeyDictionary()
+
+
+def _packings(knowledge: Knowledge) -> Packings:
+    if knowledge not in _known_packings:
+        _known_packings[knowledge] = Packings(knowledge.table("packings"))
+    return _known_packings[knowledge]
+
+
+@lru_cache(maxsize=512)
+def _globs(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One regular expression for all glob patterns; nothing matches none."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or "(?!)")
 
 
 def _matches(
@@ -259,9 +274,9 @@ def _tolerate(match: Match, knowledge: Knowledge) -> None:
     """Move foreign tensors that the family's file tolerates out of the count."""
     patterns = knowledge.grammar(match.family)["tolerate"]
     if patterns and match.foreign:
-        kept = [n for n in match.foreign if not any(fnmatch.fnmatchcase(n, p) for p in patterns)]
-        match.tolerated = [n for n in match.foreign if n not in set(kept)]
-        match.foreign = kept
+        tolerated = _globs(tuple(patterns))
+        match.tolerated = [n for n in match.foreign if tolerated.match(n)]
+        match.foreign = [n for n in match.foreign if not tolerated.match(n)]
 
 
 def _age(family: str, knowledge: Knowledge) -> tuple[str, str]:
