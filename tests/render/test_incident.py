@@ -161,6 +161,13 @@ def test_of_two_encoders_no_width_is_claimed_that_is_not_known() -> None:
     assert [a.labels for a in drawn.arrows] == [("4096",), ()]
 
 
+def test_adapters_are_counted() -> None:
+    row = {"component": 1, "base": 0, "runtime": "r", "keys": 480, "keys_matched": 470, "modules": 240}
+    given = replace(report(), adapters=(row | {"modules_matched": 235, "verdict": "partial"},))
+    assert "| 2 → 1 | r | 470/480 | 235/240 | partial |" in incident_markdown(incident(given))
+    assert "<td>470/480</td><td>235/240</td>" in incident_html(incident(given))
+
+
 def test_a_fix_is_said_once() -> None:
     one = report().findings[0]
     given = replace(report(), findings=(replace(one, fix="Use A. It fits."), replace(one, fix="Use A.")))
