@@ -34,7 +34,7 @@ rules: $(VENV)/.installed ## run the examples that every rule file carries
 incidents: $(VENV)/.installed ## write the worked incident reports anew (reports/incidents)
 	$(BIN)/python -m reports.incidents.make
 
-oracle: $(ORACLE)/.installed ## hold the grammars against the classes of diffusers and transformers (needs torch: 1 GB)
+oracle: $(ORACLE)/.compared ## hold the grammars against the classes of diffusers and transformers (needs torch: 1 GB)
 	$(ORACLE)/bin/python -m pytest -n $(JOBS) tests/oracle
 
 bench: $(VENV)/.installed-dev ## measure what the claims about speed and size rest on
@@ -61,7 +61,7 @@ $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml hatch_build.py
 	touch $(VENV)/.installed $@
 
 # torch first and alone: what comes after it must take the one that is there, not choose another.
-$(ORACLE)/.installed: pyproject.toml hatch_build.py
+$(ORACLE)/.compared: pyproject.toml hatch_build.py
 	$(MAKE) --no-print-directory VENV=$(ORACLE) $(ORACLE)/.python
 	$(ORACLE)/bin/python -m pip -qq --disable-pip-version-check --no-input install torch==2.13.0
 	$(ORACLE)/bin/python -m pip -qq --disable-pip-version-check --no-input install diffusers==0.42.1 transformers==5.23.0 \
