@@ -79,6 +79,7 @@ class Solver:
         self.spec = document["layouts"][layout]
         self.view = view
         self.symbols: dict[str, int] = {}
+        self.absent: set[str] = set()  # runs of which no tensor is there
         self.shares: dict[float, list[tuple[_Found, str]]] = {}
 
     def solve(self, *, whatever: bool = False) -> Match:
@@ -100,7 +101,7 @@ class Solver:
     def _bind_runs(self) -> None:
         tensors, covers = self.view.tensors, self.view.covers
         for symbol, probes in self.spec["runs"].items():
-            best, endless = 0, False
+            best, endless, some = 0, False, False
             for format_, starts, position, start, step in probes:
                 index = list(starts)
                 i = start
@@ -115,11 +116,14 @@ class Solver:
                         break
                     i += step
                 best = max(best, i - step + 1 if i > start else start)
+                some |= i > start
             # a hole in one probe's run must not end it: go on where any probe still finds something
             while best and best < MAX_RUN and any(self._has(p, best) for p in probes):
                 best += 1
             if best or not endless:
                 self.symbols[symbol] = best
+            if not some:
+                self.absent.add(symbol)
 
     def _has(self, probe: list[Any], i: int) -> bool:
         format_, starts, position, start, step = probe
@@ -258,6 +262,9 @@ class Solver:
                         continue
                 line_names = self._names(format_, ranges)
                 if not line_names:
+                    if any(type(r[1]) is str and r[1] in self.absent for r in ranges):  # at least its first is missing
+                        row.missing.append(format_ % tuple(0 if type(r[0]) is not int else r[0] for r in ranges))
+                        row.expected += 1
                     continue
                 wanted = [self._sides(s) for s in shapes] if shapes is not None else None
             except KeyError:
