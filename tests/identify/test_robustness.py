@@ -100,7 +100,7 @@ def test_any_prefix_is_found(case: Case, prefix: str) -> None:
     changed = with_tensors(head, {n if n in markers else prefix + n: t for n, t in head.tensors.items()})
     before, found = identify(head, load())[0], assert_same_or_unknown(head, changed, prefix)
     if found.family is None and load().members()[case[0].family].get("fallback"):
-        return  # one layout with a prefix is nearly another one's spelling, and a mere kind of model is no more than that
+        return  # one layout with a prefix is nearly another one's spelling: a mere kind of model gives way
     assert found.families == before.families
     if found.layout == before.layout:  # one layout with a prefix may be another one's spelling
         assert found.prefix == prefix + before.prefix
