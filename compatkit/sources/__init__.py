@@ -46,6 +46,9 @@ class Source(Protocol):
         the disk failed, and `SourceError` if the place can no longer be reached.
         """
 
+    def once(self, offset: int, length: int) -> bytes:
+        """As `read`, for bytes that nobody will ask for again: they are kept neither in memory nor in the cache."""
+
     def sibling(self, name: str, first: int = 0) -> Source | None:
         """The file of that bare name in the same folder, `None` if there is none.
 

@@ -90,6 +90,14 @@ class FsspecSource:
             self.spans.add(start, data)
         return self.spans.take(offset, length)
 
+    def once(self, offset: int, length: int) -> bytes:
+        """See `Source.once`."""
+        kept, self.spans = self.spans, Spans()
+        try:
+            return self.read(offset, length)
+        finally:
+            self.spans = kept
+
     def sibling(self, name: str, first: int = 0) -> FsspecSource | None:
         """See `Source.sibling`."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):

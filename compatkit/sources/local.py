@@ -92,6 +92,10 @@ class LocalSource:
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def once(self, offset: int, length: int) -> bytes:
+        """See `Source.once`."""
+        return self.read(offset, length)
+
     def sibling(self, name: str, first: int = 0) -> LocalSource | None:
         """See `Source.sibling`. `name` must be a bare name: one with a separator in it is not a sibling."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
