@@ -6,6 +6,7 @@ families/ID.json      card, and lines per layout
 tables.json           checks, runtimes, packings, error texts
 adapters.json         how adapters are spelled, and what each runtime reads of them
 targets.json          which families have a module of some name and size
+classes.json          which library's class holds which family, how it is configured and called: for dry runs alone
 manifest.json         what it was made from
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compatkit.knowledge import adapterfile, checkfile, runtimefile
+from compatkit.knowledge import adapterfile, checkfile, classfile, runtimefile
 from compatkit.knowledge.errorfile import known_numbers, parse_errors
 from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
@@ -48,6 +49,7 @@ class Sources:
         self.checks: list[RuleFile] = []
         self.runtimes: list[RuleFile] = []
         self.adapters: list[RuleFile] = []
+        self.classes: list[RuleFile] = []
         self.tables: dict[str, RuleFile] = {}
         self.parts: dict[str, Part] = {}
         for root in roots:
@@ -73,11 +75,14 @@ class Sources:
             self.parts |= parse_parts(file.data, file.error, ())
         elif kind == "adapters":
             self.adapters.append(file)
+        elif kind == "classes":
+            self.classes.append(file)
         elif len(path.relative_to(root).parts) == 1 or kind == "errors":
             self.tables[path.relative_to(root).with_suffix("").as_posix()] = file
         else:  # users may keep checks at the top of their folder
             raise file.error(
-                (), f"{kind!r} is not a folder of rules (families, checks, runtimes, adapters, keymaps, errors)"
+                (),
+                f"{kind!r} is not a folder of rules (families, checks, runtimes, adapters, classes, keymaps, errors)",
             )
 
     def compiled_families(self) -> list[Family]:
@@ -134,6 +139,7 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
     documents["adapters.json"] = {
         name: table for file in sources.adapters for name, table in adapterfile.parse(file).items()
     }
+    documents["classes.json"] = classfile.parse_classes(sources.classes, members)
     documents["tables.json"] = {
         "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
         "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},

@@ -1,4 +1,4 @@
-"""Expressions over the symbols of a shape grammar: `3*hidden`, `hidden // heads`, `o != i`.
+"""Expressions over the symbols of a shape grammar: `3*hidden`, `hidden // heads`, `o != i`, `a if big else b`.
 
 Rule authors write them as text. `parse` turns text into plain JSON (an int, a symbol's name, or a list `[operator,
 operand…]`), which is what compiled rules hold; `evaluate` computes it. Nothing is ever given to Python's own `eval`.
@@ -64,6 +64,9 @@ def _compile(node: ast.expr, sub: Mapping[str, Expr], text: str) -> Expr:
         return fold(["-", 0, _compile(node.operand, sub, text)])
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return fold(["not", _compile(node.operand, sub, text)])
+    if isinstance(node, ast.IfExp):
+        parts = [_compile(n, sub, text) for n in (node.test, node.body, node.orelse)]
+        return parts[1 if parts[0] else 2] if isinstance(parts[0], int) else ["if", *parts]
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
         return fold([_BINARY[type(node.op)], _compile(node.left, sub, text), _compile(node.right, sub, text)])
     if isinstance(node, ast.BoolOp):
@@ -120,6 +123,8 @@ def evaluate(expr: Expr, env: Mapping[str, int]) -> int:
         return int(all(evaluate(e, env) for e in expr[1:]))
     if op == "or":
         return int(any(evaluate(e, env) for e in expr[1:]))
+    if op == "if":
+        return evaluate(expr[2] if evaluate(expr[1], env) else expr[3], env)
     a = evaluate(expr[1], env)
     if op == "not":
         return int(not a)
@@ -178,6 +183,8 @@ def text(expr: Expr) -> str:
         return str(expr)
     if expr[0] in _FUNCTIONS:
         return f"{expr[0]}({', '.join(text(e) for e in expr[1:])})"
+    if expr[0] == "if":
+        return f"{text(expr[2])} if {text(expr[1])} else {text(expr[3])}"
     if expr[0] == "not":
         return f"not ({text(expr[1])})" if isinstance(expr[1], list) else f"not {expr[1]}"
     return f" {expr[0]} ".join(f"({text(e)})" if isinstance(e, list) else str(e) for e in expr[1:]).replace(" * ", "*")

@@ -26,6 +26,7 @@ class Knowledge:
         self._tables: dict[str, Any] | None = None
         self._adapters: dict[str, Any] | None = None
         self._targets: dict[str, Any] | None = None
+        self._classes: dict[str, Any] | None = None
         self.index: dict[str, Any] = self._read("index.json")
 
     def _read(self, name: str) -> Any:
@@ -99,6 +100,12 @@ class Knowledge:
         if self._targets is None:
             self._targets = self._read("targets.json")
         return self._targets
+
+    def classes(self) -> Mapping[str, Any]:
+        """Libraries' classes (`classfile`): `classes` by name, and `families`: family -> names of its classes."""
+        if self._classes is None:
+            self._classes = self._read("classes.json")
+        return self._classes
 
     def checks(self) -> Sequence[Mapping[str, Any]]:
         """The parsed entries of `rules/checks/`."""

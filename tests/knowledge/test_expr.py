@@ -102,6 +102,8 @@ def test_folding_computes_early_and_changes_nothing(tree: Tree, env: dict[str, i
         (True, 1),
         (7, 7),
         (" hidden ", "hidden"),
+        ("a if wide else b//2", ["if", "wide", "a", ["//", "b", 2]]),
+        ("a if 2 > 1 else b", "a"),
         ("ceil_to(8*hidden/3, 256)", ["ceil_to", ["/", ["*", 8, "hidden"], 3], 256]),
     ],
 )
@@ -117,7 +119,7 @@ def test_parameters_are_replaced_by_what_they_stand_for() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        *("hidden +", "", "a.b", "a[0]", "f(x)", "max(a)", "max(a, b, c)", "max(a, key=b)", "a if b else c", "[a]"),
+        *("hidden +", "", "a.b", "a[0]", "f(x)", "max(a)", "max(a, b, c)", "max(a, key=b)", "[a]"),
         *("1 < a < 3", "lambda: 1", "'a'", "1.5*a", "a ** 2", "~a", "a := 1", "__import__('os')", "a & b", "a\0b"),
         *("+".join("a" * 5000), "-" * 5000 + "a", "(" * 300 + "a" + ")" * 300),
     ],
@@ -134,6 +136,12 @@ def test_anything_else_is_refused_in_one_sentence(source: str) -> None:
 )
 def test_division_is_exact_and_never_raises(source: str, value: int) -> None:
     assert evaluate(parse(source), {}) == value
+
+
+@pytest.mark.parametrize(("wide", "value"), [(1, 7), (0, 3)])
+def test_only_the_chosen_side_of_a_condition_is_computed(wide: int, value: int) -> None:
+    chosen = parse("a if wide else b")
+    assert evaluate(chosen, {"wide": wide, "a" if wide else "b": value}) == value
 
 
 def test_a_symbol_without_a_value_is_named() -> None:
