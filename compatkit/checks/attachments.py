@@ -79,9 +79,9 @@ def _eyes(builder: Builder) -> None:
         if wanted is None:
             continue
         found = [(eye, _gives(eye, entry, wanted, builder.rules)) for eye in eyes]
-        if any(fits for _, (fits, _, _) in found):
-            continue
-        for eye, (_, width, kind) in found:
+        # One that fits is enough, and what the check then looked at.
+        fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
+        for eye, (_, width, kind) in fitting or found:
             taker = {**part.fields, "width": wanted, "kind": title_of(builder.rules, str(entry["kind"]))}
             values = {"taker": taker, "eye": {**eye.fields, "width": width, "output": kind}}
             for loader in builder.loaders:

@@ -16,31 +16,46 @@ _NAMED = 3
 
 def build(builder: Builder) -> None:
     """Add the subjects of kind `vae`."""
-    diffusions = list(of_role(builder.parts, "diffusion"))
+    given = list(of_role(builder.parts, "diffusion"))
+    diffusions = [d for d in given if not (d.card.get("latent") or {}).get("unused")]
     vaes = list(of_role(builder.parts, "vae"))
     if not diffusions:
-        builder.absent(("vae",), "no diffusion model given" if vaes else "no diffusion model and no VAE given")
+        missing = "no diffusion model that makes latents" if given else "no diffusion model"
+        builder.absent(("vae",), f"{missing} given" if vaes else f"{missing} and no VAE given")
         return
     if not vaes:
         builder.absent(("vae",), "no VAE given")
         return
-    for diffusion in diffusions:
-        for vae in vaes:
-            # The VAE inside one checkpoint is not meant for the model of another.
-            if vae.bundled and len(diffusions) > 1 and vae.component.source != diffusion.component.source:
-                continue
-            _pair(builder, diffusion, vae)
+    sides = {p.index: _side(p, builder.rules) for p in (*diffusions, *vaes)}
+    pairs = [
+        (d, v)
+        for d in diffusions
+        for v in vaes
+        # The VAE inside one checkpoint is not meant for the model of another.
+        if not (v.bundled and len(diffusions) > 1 and v.component.source != d.component.source)
+    ]
+    served = {
+        i
+        for d, v in pairs
+        if set(_meant_for(sides[v.index], sides[d.index], d)["spaces"]) & set(sides[v.index]["spaces"])
+        for i in (d.index, v.index)
+    }
+    for diffusion, vae in pairs:
+        ours, theirs = sides[diffusion.index], sides[vae.index]
+        # Several sets at once: a model and a VAE that each have their own counterpart are not meant for each other.
+        apart = not set(_meant_for(theirs, ours, diffusion)["spaces"]) & set(theirs["spaces"])
+        if not (apart and {diffusion.index, vae.index} <= served):
+            _pair(builder, diffusion, vae, ours, theirs)
 
 
-def _pair(builder: Builder, diffusion: Part, vae: Part) -> None:
-    ours, theirs = _side(diffusion, builder.rules), _side(vae, builder.rules)
+def _pair(builder: Builder, diffusion: Part, vae: Part, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     if not ours["spaces"] or ours["channels"] is None or ours["ndim"] is None:
         builder.stuck("vae", f"the latent space of {diffusion.fields['name']} is not known", blocks=True)
         return
     if not theirs["spaces"] or theirs["channels"] is None or theirs["ndim"] is None:
         builder.stuck("vae", f"the latent space of {vae.fields['name']} is not known", blocks=True)
         return
-    ours = _meant_for(theirs, ours, diffusion)
+    ours = dict(_meant_for(theirs, ours, diffusion))
     common = [s for s in ours["spaces"] if s in theirs["spaces"]]
     _sizes(ours, diffusion)
     for loader in builder.loaders:

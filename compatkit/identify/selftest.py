@@ -49,11 +49,25 @@ def run(roots: Iterable[Path], knowledge: Knowledge, only: str | None = None) ->
         examples = file.data.get("examples") or []
         if not examples:
             failures.append(_failure(file, (), "no example: a family must show one header that it matches"))
+        facts: set[str] = set()
         for i, example in enumerate(examples):
-            for layout, message in _example(family, example, knowledge):
+            for layout, message in _example(family, example, knowledge, facts):
                 failures.append(_failure(file, ("examples", i), f"{layout}: {message}"))
             tried += len(_layouts(family, example, knowledge))
+        failures += [_failure(file, where, message) for where, message in _nameless(family, knowledge, facts)]
     return failures, tried
+
+
+def _nameless(family: str, knowledge: Knowledge, facts: set[str]) -> Iterable[tuple[tuple[Any, ...], str]]:
+    """What the card says of a fact that none of the family's examples has: a check on it would never or always hold."""
+    card = knowledge.family(family)
+    for name in (card.get("output") or {}).values():
+        if isinstance(name, str) and name not in facts:
+            yield ("output",), f"output: no example has a fact {name!r}"
+    for list_ in ("text_encoders", "image_encoders"):
+        for entry in card.get(list_) or ():
+            if (name := entry.get("into")) not in (None, "none", *facts):
+                yield (list_,), f"{list_}: no example has a fact {name!r}"
 
 
 def _failure(file: RuleFile, where: tuple[Any, ...], message: str) -> Failure:
@@ -65,7 +79,9 @@ def _layouts(family: str, example: Mapping[str, Any], knowledge: Knowledge) -> l
     return list(example.get("layouts") or knowledge.grammar(family)["layouts"])
 
 
-def _example(family: str, example: Mapping[str, Any], knowledge: Knowledge) -> Iterable[tuple[str, str]]:
+def _example(
+    family: str, example: Mapping[str, Any], knowledge: Knowledge, facts: set[str]
+) -> Iterable[tuple[str, str]]:
     unknown = set(example) - _KEYS
     if unknown:
         yield "example", f"unknown key {sorted(unknown)[0]!r}"
@@ -83,6 +99,7 @@ def _example(family: str, example: Mapping[str, Any], knowledge: Knowledge) -> I
             yield from ((layout, m) for m in _counted(example, header))
         components = identify(header, knowledge)
         found = components[0]
+        facts.update(found.facts)
         if family not in found.families:
             yield layout, f"identified as {found.family or 'unknown'} ({found.reason or found.evidence[0]})"
         elif found.missing or found.mismatched or found.foreign or len(components) > 1:

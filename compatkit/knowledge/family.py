@@ -79,6 +79,7 @@ LATENT_KEYS = (
     "channels",
     "ndim",
     "downscale",
+    "unused",
     "temporal",
     "patch",
     "scale_factor",
