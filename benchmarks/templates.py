@@ -2,7 +2,7 @@
 
     python -m benchmarks.templates [--verbose]
 
-A template names files, CLIPLoader types, a latent node and sampler settings; benchmarks/templates.yaml says which family
+A template names files, CLIP types, a latent node and sampler settings; benchmarks/templates.yaml says which family
 a file is, and the family's own first example gives the header. Templates that hold files of unknown models, or several
 sets at once, are counted apart. Reads `templates.json` of the reference data (see `benchmarks.cases`).
 """
