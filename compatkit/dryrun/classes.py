@@ -133,7 +133,13 @@ def run_lengths(document: Mapping[str, Any]) -> set[str]:
     lengths: set[str] = set()
     for layout in document["layouts"].values():
         lengths |= {stop for _, ranges, *_ in layout["lines"] for _, stop, _ in ranges if isinstance(stop, str)}
-        lengths -= {side for _, _, shapes, *_ in layout["lines"] for shape in shapes or () for side in shape if side}
+        lengths -= {
+            side
+            for _, _, shapes, *_ in layout["lines"]
+            for shape in shapes or ()
+            for side in shape
+            if isinstance(side, str)
+        }
     return lengths
 
 
