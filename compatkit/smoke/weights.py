@@ -50,7 +50,7 @@ class Weights:
     def __init__(self, header: Header, source: Source) -> None:
         """`source` is the open source that `header` was read from; it is closed with this."""
         self.header = header
-        self._source = source
+        self.source = source
         self._files: dict[int, Source] = {}
         self._maps: dict[int, mmap.mmap] = {}
         self._views: dict[int, Bytes] = {}
@@ -168,6 +168,14 @@ class Weights:
             if length > 0:
                 mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
+    def ahead(self, name: str) -> None:
+        """Have the system read a tensor's first 64 MB from the disk while something else is looked at."""
+        tensor = self.header.tensors[name]
+        mapped = self._maps.get(tensor.shard)
+        if mapped is not None and hasattr(mmap, "MADV_WILLNEED") and tensor.nbytes and tensor.offset > 0:
+            first = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, first, min(tensor.offset + tensor.nbytes - first, 64 << 20))
+
     def close(self) -> None:
         """Give files and maps back. A view that is still held keeps its map until it goes."""
         self._views.clear()
@@ -177,7 +185,7 @@ class Weights:
             except BufferError:  # a view is still held: the map goes with it
                 continue
         self._maps.clear()
-        for file in {id(f): f for f in (*self._files.values(), self._source)}.values():
+        for file in {id(f): f for f in (*self._files.values(), self.source)}.values():
             file.close()
         self._files.clear()
 
@@ -193,10 +201,10 @@ class Weights:
         found = self._files.get(shard)
         if found is None:
             name = self.header.shards[shard]
-            if name == self._source.name:
-                found = self._source
+            if name == self.source.name:
+                found = self.source
             else:
-                beside = self._source.sibling(base_name(name.replace("\\", "/") if "://" in name else name))
+                beside = self.source.sibling(base_name(name.replace("\\", "/") if "://" in name else name))
                 if beside is None:
                     raise SourceError(f"{shown(name)} does not exist any more")
                 found = beside
