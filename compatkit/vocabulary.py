@@ -287,6 +287,7 @@ class Report:
     """The answer about a set.
 
     `places` says where a stack file names each source ("" stands for the set as a whole); `policy` is what it sets.
+    `smoke` holds the numbers of a smoke test by stage, as JSON has them.
     """
 
     verdict: Verdict
@@ -300,6 +301,7 @@ class Report:
     headline: str = ""
     places: Mapping[str, Place] = field(default_factory=dict)
     policy: Policy | None = None
+    smoke: Mapping[str, Any] = field(default_factory=dict)
 
     def worst(self) -> Level | None:
         """The worst level among the findings, `None` if there are none."""

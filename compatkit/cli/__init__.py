@@ -15,6 +15,7 @@ from compatkit import __version__
 COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
+    "smoke": "Look at the weights: NaN, Inf, zeros, damaged blocks.",
     "report": "Write an incident report about a set, to be sent.",
     "init": "Write a stack.toml for a set of files.",
     "lock": "Pin a stack.toml that passes: commits, sizes, checksums.",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from compatkit.cli.answers import rendered
 from compatkit.cli.options import (
     deliver,
     headers_only_option,
@@ -84,7 +85,6 @@ def command(
     not checked is listed with the reason.
     """
     from compatkit import api
-    from compatkit.render import document
 
     past = None
     if baseline:
@@ -106,33 +106,7 @@ def command(
     known = (lambda finding: past.knows(finding, report)) if past else None
 
     def render(kind: str, colour: bool) -> str:
-        if kind == "json":
-            return document.as_json(document.check_document(report))
-        titles = api.titles(report.components, rules)
-        if kind == "markdown":
-            from compatkit.render.markdown import check_markdown
-
-            return check_markdown(report, titles)
-        if kind == "html":
-            from compatkit.render.incident import Incident, incident_html
-
-            return incident_html(Incident(report, titles))
-        if kind == "github":
-            from compatkit.render.github import check_github
-
-            return check_github(report)
-        if kind == "sarif":
-            from compatkit.render.sarif import check_sarif
-
-            return check_sarif(report, api.rule_entries(rules), known)
-        if kind == "junit":
-            from compatkit.render.junit import check_junit
-
-            return check_junit(report, *api.policy(report, fail_on, strict), known)
-        from compatkit.render.style import Paint
-        from compatkit.render.text import check_text
-
-        return check_text(report, Paint(colour), titles, verbose)
+        return rendered(report, kind, colour, rules, verbose=verbose, fail_on=fail_on, strict=strict, known=known)
 
     deliver(render, format_, outputs, color)
     if format_ == "github":

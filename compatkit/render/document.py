@@ -101,8 +101,8 @@ def inspect_document(components: Iterable[Component], findings: Iterable[Finding
 
 
 def check_document(report: Report) -> dict[str, Any]:
-    """The whole answer of `check`."""
-    return {
+    """The whole answer of `check`; of `smoke`, which prints the same, with its numbers."""
+    document = {
         "tool": "compatkit",
         "version": __version__,
         "verdict": report.verdict,
@@ -118,6 +118,9 @@ def check_document(report: Report) -> dict[str, Any]:
             "seconds": round(report.cost.seconds, 3),
         },
     }
+    if report.smoke:
+        document["smoke"] = plain(report.smoke)
+    return document
 
 
 def causes_document(causes: Iterable[Cause]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def check_text(report: Report, paint: Paint, titles: Mapping[str, str], verbose:
     out += _set_table(report.components, titles)
     for finding in report.findings:
         out += ["", *_finding(finding, report.components, paint)]
+    if report.smoke:
+        from compatkit.render.smoke import smoke_lines
+
+        out += ["", *smoke_lines(report, verbose)]
     out += ["", *_scope(report, paint, verbose)]
     return "\n".join(out) + "\n"
 

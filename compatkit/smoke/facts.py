@@ -78,7 +78,9 @@ class Measured:
             "bad_at": where(row.get("first", -1), tensor, kind),
             "max_abs": largest,
             "max_words": number(largest),
-            "max_at": where(row.get("at", -1), tensor, kind) if row.get("beyond") or rms and largest > 64 * rms else "",
+            "max_at": where(row.get("at", -1), tensor, kind)
+            if row.get("beyond") or (rms and largest > 64 * rms)
+            else "",
             "scaled_max": largest * factor,
             "beyond": row.get("beyond", 0),
             "lowest": row.get("lowest"),

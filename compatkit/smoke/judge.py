@@ -110,9 +110,7 @@ def judge_scan(
             ("nan", "inf", "hole", "beyond", "dims", "scaled_max", "max_abs"),
         )
         if parts[i].role == "lora":
-            changes = [
-                Subject("change", (i,), {"component": fields, "module": c}) for c in found.changes(rules, usual)
-            ]
+            changes = [Subject("change", (i,), {"component": fields, "module": c}) for c in found.changes(rules, usual)]
             judge.many(changes, "module", ("change",))
     judge.findings.sort(key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     return judge

@@ -54,7 +54,12 @@ def scan(
         names = [n for n in header.tensors if not only or any(fnmatch.fnmatchcase(n, p) for p in only)]
         names.sort(key=lambda n: (header.tensors[n].shard, header.tensors[n].offset))
         total = sum(header.tensors[n].nbytes for n in names)
-        whole = {"tensors": len(header.tensors), "size": header.size, "unwritten": _unwritten(header)}
+        whole = {
+            "shards": header.shards,
+            "tensors": len(header.tensors),
+            "size": header.size,
+            "unwritten": _unwritten(header),
+        }
         emit({"event": "file", "source": source, "chosen": len(names), "bytes": total, **whole})
         digests: dict[tuple[Any, ...], list[str]] = {}
         for i, name in enumerate(names):
@@ -99,6 +104,7 @@ def _one(weights: Weights, name: str, unpacked: Unpacked, emit: Emit) -> Numbers
         emit({"event": "unread", "tensor": name, "why": f"{tensor.dtype} is a dtype whose values are not decoded here"})
     row = {k: v for k, v in asdict(numbers).items() if v != _NONE[k]}
     row.pop("digest", None)
+    row |= tensor._asdict()
     if owner is not None:
         row["owner"] = owner
     if name in unpacked.beside:
