@@ -204,6 +204,13 @@ def causes(text: str, findings: Iterable[Finding] = (), rules: Iterable[Path] = 
     return run(text, knowledge.table("errors"), knowledge.table("known") or {}, findings)
 
 
+def run_facts(text: str, rules: Iterable[Path] = ()) -> dict[str, str]:
+    """What a log says of the run: versions, card, dtypes, what was loaded."""
+    from compatkit.checks.diagnosis import run_facts as read
+
+    return read(text, load(tuple(rules)).table("errors"))
+
+
 def problem_findings(components: Sequence[Component]) -> list[Finding]:
     """What is wrong with the files themselves, as findings."""
     return [

@@ -1,7 +1,7 @@
 """From an error text or a log to its causes: which rule explains it, ranked, with the numbers it names.
 
 The knowledge stands in `rules/errors/`; here it is matched line by line. Logs are untrusted: lines are cut, their
-number is bounded.
+number and the number of different ones are bounded.
 """
 
 from __future__ import annotations
@@ -13,14 +13,29 @@ from typing import Any, NamedTuple
 from compatkit.knowledge import cel
 from compatkit.vocabulary import Finding
 
-MAX_LINE = 2_000
-MAX_LINES = 200_000
-#: What a finding in the set adds to the score of the cause it confirms.
-CONFIRMED = 0.5
-#: What an exception adds over a warning: it is what ended the run.
-RAISED = 0.06
-_EXCEPTION = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception)\b: ")
+#: Of a line, its beginning and its end are looked at; of a log, the same.
+LINE_HEAD, LINE_TAIL = 600, 300
+HEAD, TAIL = 4_000, 16_000
+#: Characters of lines that differ in more than numbers; of a log that holds more, the later ones are not looked at.
+NEW = 800_000
+#: The share of what is missing to certainty that a finding in the set adds to a cause of its rule, or of its group.
+CONFIRMED, RELATED = 0.9, 0.5
+#: The share of what is missing to certainty that an exception adds: it is what ended the run.
+RAISED = 0.5
+#: Beside an exception, a warning about something else weighs less; so does a second cause of the same kind.
+WARNED, REPEATED = 0.8, 0.6
+#: Lines before and after one that tell which part was running (a traceback).
+BEFORE, AFTER, NEAR = 30, 40, 6_000
+#: A text of so few lines is a complaint and no log: what it speaks of counts, where no message is known.
+SHORT = 8
+_EXCEPTION = re.compile(
+    r"^(?:\[[^\]]*\] )?(?:!!! Exception\b|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b ?[:(])"
+)
+_TROUBLE = re.compile(
+    r"(?i)error|exception|fail|invalid|unsupported|unknown|missing|mismatch|cannot|can't|unable|traceback"
+)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_DIGITS = re.compile(r"\d+")
 
 
 class Cause(NamedTuple):
@@ -36,55 +51,135 @@ class Cause(NamedTuple):
     confirmed: bool = False
 
 
+class _Entry(NamedTuple):
+    patterns: list[re.Pattern[str]]
+    causes: Sequence[Mapping[str, Any]]
+    topic: bool
+
+
 def diagnose(
     text: str, entries: Sequence[Mapping[str, Any]], known: Mapping[str, Any], findings: Iterable[Finding] = ()
 ) -> list[Cause]:
     """Causes of what a log says, best first; those a finding about the files at hand confirms come before others."""
+    compiled = [
+        _Entry([re.compile(p) for p in e["patterns"]], e["causes"], bool(e.get("topic")))
+        for e in entries
+        if "causes" in e
+    ]
+    lines = _lines(text)
+    best = _best(lines, [e for e in compiled if not e.topic], known)
+    if not best:
+        short = len(lines) <= SHORT
+        told = [line if short or _TROUBLE.search(line) else "" for line in lines]
+        best = _best(told, [e for e in compiled if e.topic], known)
+    found = [f for f in findings if f.level != "info"]
+    out: dict[str, Cause] = {}
+    for cause in (_confirmed(c, found) for c in best.values()):
+        seen = out.get(cause.rule)
+        if seen is None or (cause.confirmed, cause.score) > (seen.confirmed, seen.score):
+            out[cause.rule] = cause
+    return sorted(out.values(), key=lambda c: (not c.confirmed, -c.score, c.rule))
+
+
+def telling(causes: Iterable[Cause]) -> list[Cause]:
+    """The causes worth reading: where the files confirm one for a line, other guesses about that line say no more."""
+    causes = list(causes)
+    explained = {c.matched for c in causes if c.confirmed}
+    return [c for c in causes if c.confirmed or c.matched not in explained]
+
+
+def run_facts(text: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a log says of the run itself: versions, card, dtypes, what was loaded; the last word on each."""
+    out: dict[str, str] = {}
+    lines = list(dict.fromkeys(_lines(text)))
+    for entry in entries:
+        if "fact" not in entry:
+            continue
+        patterns = [re.compile(p) for p in entry["patterns"]]
+        values = [m["value"].strip() for line in lines for p in patterns if (m := p.search(line))]
+        if values:
+            several = list(dict.fromkeys(values))[-12:]
+            out[str(entry["fact"])] = ", ".join(several) if entry.get("many") else values[-1]
+    return out
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that are looked at, without colours, long ones cut in the middle."""
+    lines = text.splitlines()
+    if len(lines) > HEAD + TAIL:
+        lines = lines[:HEAD] + lines[-TAIL:]
+    return [_cut(line) for line in lines if line.strip()]
+
+
+def _cut(line: str) -> str:
+    if len(line) > LINE_HEAD + LINE_TAIL:
+        line = line[:LINE_HEAD] + " … " + line[-LINE_TAIL:]
+    return _ANSI.sub("", line).strip()
+
+
+def _best(lines: Sequence[str], entries: Sequence[_Entry], known: Mapping[str, Any]) -> dict[str, Cause]:
+    """Rule -> its best cause in these lines."""
+    raised = any(_EXCEPTION.match(line) for line in lines)
     best: dict[str, Cause] = {}
-    compiled = [(e, [re.compile(p) for p in e["patterns"]]) for e in entries]
-    for line in text.splitlines()[:MAX_LINES]:
-        line = _ANSI.sub("", line[:MAX_LINE]).strip()
-        if line:
-            for cause in _causes(line, compiled, known):
-                seen = best.get(cause.rule)
-                if seen is None or cause.score > seen.score:
-                    best[cause.rule] = cause._replace(lines=seen.lines + 1 if seen else 1)
-                else:
-                    best[cause.rule] = seen._replace(lines=seen.lines + 1)
-    found = {f.rule: f for f in findings if f.level != "info"}
-    out = [_confirmed(c, found) for c in best.values()]
-    return sorted(out, key=lambda c: (not c.confirmed, -c.score, c.rule))
+    shapes: dict[str, list[tuple[_Entry, re.Pattern[str]]]] = {}
+    left = NEW
+    for number, line in enumerate(lines):
+        shape = _DIGITS.sub("0", line)
+        matching = shapes.get(shape)
+        if matching is None:
+            left -= len(line)
+            if left < 0:
+                continue
+            matching = [(e, p) for e in entries if (p := next((p for p in e.patterns if p.search(line)), None))]
+            shapes[shape] = matching
+        if not matching:
+            continue
+        near = "\n".join(lines[max(0, number - BEFORE) : number + AFTER])[-NEAR:]
+        here: dict[str, Cause] = {}
+        for entry, pattern in matching:
+            match = pattern.search(line)
+            for cause in _causes(entry, match, line, near, known, raised) if match else ():
+                if cause.rule not in here or cause.score > here[cause.rule].score:
+                    here[cause.rule] = cause
+        for cause in _varied(here.values()):
+            seen = best.get(cause.rule)
+            if seen is None or cause.score > seen.score:
+                best[cause.rule] = cause._replace(lines=seen.lines + 1 if seen else 1)
+            else:
+                best[cause.rule] = seen._replace(lines=seen.lines + 1)
+    return best
 
 
-def _confirmed(cause: Cause, found: Mapping[str, Finding]) -> Cause:
-    """The finding of the same rule, or of its group, speaks of the user's own files: it says it better."""
-    group = cause.rule.partition("/")[0]
-    finding = found.get(cause.rule) or next((f for r, f in found.items() if r.partition("/")[0] == group), None)
-    if finding is None:
-        return cause
-    score = min(1.0, cause.score + CONFIRMED)
-    return cause._replace(
-        rule=finding.rule, score=score, message=finding.message, fix=finding.fix or cause.fix, confirmed=True
-    )
+def _varied(causes: Iterable[Cause]) -> Iterable[Cause]:
+    """Of several causes of one kind the best stands for the kind: three places to look help more than one thrice."""
+    groups: set[str] = set()
+    for cause in sorted(causes, key=lambda c: -c.score):
+        group = cause.rule.partition("/")[0]
+        yield cause._replace(score=cause.score * REPEATED) if group in groups else cause
+        groups.add(group)
 
 
 def _causes(
-    line: str, compiled: Sequence[tuple[Mapping[str, Any], list[re.Pattern[str]]]], known: Mapping[str, Any]
+    entry: _Entry, match: re.Match[str], line: str, near: str, known: Mapping[str, Any], raised: bool
 ) -> Iterable[Cause]:
-    for entry, patterns in compiled:
-        match = next((m for p in patterns if (m := p.search(line))), None)
-        if match is None:
+    captured = {k: int(v) if v.isdigit() and len(v) < 16 else v for k, v in match.groupdict().items() if v is not None}
+    values = {"c": {**cel.plain(captured), "line": cel.plain(line), "near": cel.plain(near)}, "known": dict(known)}
+    taken = set()
+    for cause in entry.causes:
+        if cause["rule"] in taken or not _applies(cause.get("when"), values):
             continue
-        captured = {k: int(v) if v.isdigit() else v for k, v in match.groupdict(default="").items()}
-        values = {"c": {**captured, "line": line}, "known": dict(known)}
-        taken = set()
-        for cause in entry["causes"]:
-            if cause["rule"] in taken or not _applies(cause.get("when"), values):
-                continue
-            taken.add(cause["rule"])
+        taken.add(cause["rule"])
+        try:
             message = cel.render(str(cause["message"]), values)
-            score = min(1.0, float(cause["score"]) + (RAISED if _EXCEPTION.match(line) else 0))
-            yield Cause(cause["rule"], score, line, captured, message, str(cause.get("fix", "")))
+        except cel.CelError:  # it speaks of something that this form of the message does not name
+            continue
+        score = float(cause["score"])
+        if _EXCEPTION.match(line):
+            score += (1 - score) * RAISED
+        elif raised:
+            score *= WARNED
+        told = {k: v for k, v in captured.items() if v != ""}
+        yield Cause(cause["rule"], round(score, 4), line, told, message, str(cause.get("fix", "")))
 
 
 def _applies(condition: Any, values: Mapping[str, Any]) -> bool:
@@ -95,3 +190,38 @@ def _applies(condition: Any, values: Mapping[str, Any]) -> bool:
         return cel.holds(str(condition), values)
     except cel.CelError:
         return False
+
+
+def _confirmed(cause: Cause, findings: Sequence[Finding]) -> Cause:
+    """The finding of the same rule, or of its group, speaks of the user's own files: it says it better.
+
+    Where both name numbers and share none, the log is of another set: then the finding explains nothing.
+    """
+    group = cause.rule.partition("/")[0]
+    fitting = [f for f in findings if f.rule.partition("/")[0] == group and _agree(cause, f)]
+    if not fitting:
+        return cause
+    finding = max(fitting, key=lambda f: (f.rule == cause.rule, len(_numbers(f.evidence) & _told(cause))))
+    score = round(cause.score + (1 - cause.score) * (CONFIRMED if finding.rule == cause.rule else RELATED), 4)
+    return cause._replace(
+        rule=finding.rule, score=score, message=finding.message, fix=finding.fix or cause.fix, confirmed=True
+    )
+
+
+def _told(cause: Cause) -> set[int]:
+    return {v for k, v in cause.captured.items() if isinstance(v, int) and k in ("given", "wanted", "cols", "a", "b")}
+
+
+def _agree(cause: Cause, finding: Finding) -> bool:
+    said, held = _told(cause), _numbers(finding.evidence)
+    return not said or not held or bool(said & held)
+
+
+def _numbers(value: Any) -> set[int]:
+    if isinstance(value, bool):
+        return set()
+    if isinstance(value, int):
+        return {value}
+    if isinstance(value, Mapping):
+        return set().union(*map(_numbers, value.values())) if value else set()
+    return set().union(*map(_numbers, value)) if isinstance(value, (list, tuple)) and value else set()

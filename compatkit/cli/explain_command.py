@@ -89,8 +89,9 @@ def _diagnosed(text: str, sources: tuple[str, ...], format_: str, color: str, ru
     from compatkit.render.style import Paint
 
     causes = api.diagnose(text, sources, rules=rules)
+    said = api.run_facts(text, rules)
     if format_ == "json":
-        click.echo(document.as_json(document.causes_document(causes)))
+        click.echo(document.as_json(document.causes_document(causes, said)))
     else:
-        click.echo(causes_text(causes, Paint(coloured(color))), nl=False, color=True)
+        click.echo(causes_text(causes, Paint(coloured(color)), said, bool(sources)), nl=False, color=True)
     raise click.exceptions.Exit(0 if causes else 3)

@@ -9,7 +9,9 @@ from typing import Any
 from compatkit.knowledge import cel
 from compatkit.knowledge.yamlfile import RuleFile
 
-_KEYS = {"id", "title", "patterns", "causes"}
+#: `topic`: counts only where nothing else speaks. `fact`: no cause, but something a log says of the run (`value` is
+#: captured); `many`: all of its values are of interest, not only the last.
+_KEYS = {"id", "title", "patterns", "causes", "topic", "fact", "many"}
 _CAUSE = {"rule", "score", "when", "message", "fix"}
 #: Encoders whose hidden layers are concatenated give multiples of their width.
 _TAPS = (1, 3)
@@ -25,11 +27,15 @@ def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
         for key in entry:
             if key not in _KEYS:
                 raise file.error((i, key), f"unknown key {key!r}{nearest(str(key), _KEYS)}")
+        if ("fact" in entry) == ("causes" in entry):
+            raise file.error((i,), "an entry has either causes or a fact")
         for j, pattern in enumerate(entry.get("patterns") or []):
             try:
-                re.compile(pattern)
+                groups = re.compile(pattern).groupindex
             except re.error as e:
                 raise file.error((i, "patterns", j), f"not a regular expression: {e}") from None
+            if "fact" in entry and "value" not in groups:
+                raise file.error((i, "patterns", j), "the pattern of a fact captures (?P<value>...)")
         for j, cause in enumerate(entry.get("causes") or []):
             where = (i, "causes", j)
             for key in cause:

@@ -123,8 +123,8 @@ def check_document(report: Report) -> dict[str, Any]:
     return document
 
 
-def causes_document(causes: Iterable[Cause]) -> dict[str, Any]:
-    """The answer of `explain --log`."""
+def causes_document(causes: Iterable[Cause], said: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The answer of `explain --log`; `said` is what the log says of the run."""
     return {
         "tool": "compatkit",
         "version": __version__,
@@ -141,6 +141,7 @@ def causes_document(causes: Iterable[Cause]) -> dict[str, Any]:
             }
             for c in causes
         ],
+        "log": dict(said or {}),
     }
 
 

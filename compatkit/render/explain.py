@@ -117,19 +117,41 @@ def _references(references: list[Mapping[str, Any]]) -> Iterator[str]:
             yield f"  {source.get('what', '')}: {source.get('ref', '')}"
 
 
-def causes_text(causes: Sequence[Cause], paint: Paint) -> str:
-    """The likely causes of a message, best first."""
-    if not causes:
-        return "No message that is known. Give more of the log, or check the set: `compatkit check`.\n"
+def causes_text(
+    causes: Sequence[Cause], paint: Paint, said: Mapping[str, str] | None = None, checked: bool = False
+) -> str:
+    """The likely causes of a message, best first, and what the log says of the run.
+
+    With files at hand (`checked`), what a finding about them explains stands alone in front.
+    """
+    from compatkit.checks.diagnosis import telling
+
     out = []
-    for number, cause in enumerate(causes[:_SHOWN], 1):
-        sure = "your files confirm it" if cause.confirmed else f"{min(cause.score, 0.99):.0%} likely"
+    if said:
+        run = "; ".join(f"{k} {v}" for k, v in said.items())
+        out += [*textwrap.wrap(f"The run: {line(run, 600)}", _WIDTH, subsequent_indent="  "), ""]
+    if not causes:
+        out.append("No message that is known. Give more of the log, or check the set: `compatkit check`.")
+        return "\n".join(out) + "\n"
+    confirmed = [c for c in causes if c.confirmed]
+    if checked:
+        what = "Nothing found in these files explains it: they may not be the files of that run."
+        if confirmed:
+            what = f"{confirmed[0].rule} in your files explains it."
+        out += [*textwrap.wrap(what, _WIDTH), ""]
+    for number, cause in enumerate(telling(causes)[:_SHOWN], 1):
+        sure = "your files confirm it" if cause.confirmed else _likely(cause.score)
         many = f", {cause.lines:,} lines" if cause.lines > 1 else ""
         out.append(f"{number}. {paint(cause.rule, 'bold')}  ({sure}{many})")
-        said = textwrap.wrap(f"{line(cause.matched, 300)}", _WIDTH, initial_indent="   > ", subsequent_indent="   > ")
-        out += said
-        text = cause.message[:1].upper() + cause.message[1:]
+        said_line = f"{line(cause.matched, 300)}"
+        out += textwrap.wrap(said_line, _WIDTH, initial_indent="   > ", subsequent_indent="   > ")
+        text = cause.message if cause.confirmed else cause.message[:1].upper() + cause.message[1:]
         out += textwrap.wrap(safe(text), _WIDTH, initial_indent="   ", subsequent_indent="   ")
         if cause.fix:
             out += textwrap.wrap(f"Fix: {safe(cause.fix)}", _WIDTH, initial_indent="   ", subsequent_indent="       ")
     return "\n".join(out) + "\n"
+
+
+def _likely(score: float) -> str:
+    """A score in words: it ranks causes, and is no measured probability."""
+    return "very likely" if score >= 0.85 else "likely" if score >= 0.6 else "possible"

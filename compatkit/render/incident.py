@@ -74,9 +74,15 @@ class Incident(NamedTuple):
             best.setdefault(cause.matched, cause)
         return [c for c in best.values() if c.confirmed]
 
+    def said(self) -> list[Cause]:
+        """What the log says, best first, without further guesses about lines that a finding explains."""
+        from compatkit.checks.diagnosis import telling
+
+        return telling(self.causes or ())
+
     def other_causes(self) -> list[Cause]:
         """What the log says and no finding explains."""
-        return [c for c in self.causes or () if not c.confirmed]
+        return [c for c in self.said() if not c.confirmed]
 
     def main(self) -> Finding | None:
         """The finding that the first lines speak of: one the log confirms, else the first of the worst."""
