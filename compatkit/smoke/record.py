@@ -1,8 +1,8 @@
 """What every operation of a forward gives: the largest magnitude, and the first value that is no number.
 
 A dispatch mode sees each operation of torch, so an overflow in a product between two layers is seen where hooks on
-layers see nothing. Only results in the dtype of the computation count: what a norm squares in float32 may be as large as it
-likes, and stays in float32 in a half-precision run, too.
+layers see nothing. Only results in the dtype of the computation count: what a norm squares in float32 may be as large
+as it likes, and stays in float32 in a half-precision run, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_stride
 #: Operations that compute: a result of theirs at the end of the range is an overflow, not a mask that was put there.
 _COMPUTES = (
     "mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "silu", "gelu", "rsqrt", "pow", "exp",
-    "native_layer_norm", "native_group_norm", "mkldnn_convolution", "_scaled_dot_product", "tanh", "sigmoid", "_fused_rms_norm", "einsum",
+    "native_layer_norm", "native_group_norm", "mkldnn_convolution", "_scaled_dot_product", "tanh", "sigmoid",
+    "_fused_rms_norm", "einsum",
 )  # fmt: skip
 
 

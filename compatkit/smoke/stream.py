@@ -148,18 +148,7 @@ def _described() -> frozenset[Any]:
     """Questions about a tensor that its stand-in on the meta device answers rightly."""
     import torch
 
-    named = (
-        "dtype",
-        "shape",
-        "ndim",
-        "requires_grad",
-        "layout",
-        "is_leaf",
-        "grad",
-        "is_sparse",
-        "is_quantized",
-        "names",
-    )
+    named = ("dtype", "shape", "ndim", "requires_grad", "layout", "is_leaf", "grad", "is_sparse", "is_quantized")
     getters = {getattr(torch.Tensor, n).__get__ for n in named}
     plain = {
         torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.stride,
