@@ -201,7 +201,7 @@ def unpack(raw: torch.Tensor, kind: str, out: torch.Tensor) -> None:
     if raw.numel() % nbytes or out.numel() != count * values:
         raise ValueError(f"{raw.numel()} bytes of {kind} do not hold {out.numel()} values")
     blocks, into = raw.view(count, nbytes), out.view(count, values)
-    step = max(1, CHUNK // values)
+    step = max(1, (CHUNK if raw.device.type == "cpu" else CHUNK << 3) // values)
     how = _UNPACK.get(kind) or _by_package(kind)
     for at in range(0, count, step):
         into[at : at + step].copy_(how(blocks[at : at + step]))

@@ -74,6 +74,29 @@ class FromFile:
         """See `Supply.end`."""
 
 
+class _Meta:
+    """Stand-ins for themselves, to learn what is asked for. Implements `Supply`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        import torch
+
+        self.device = torch.device("meta")
+        self.tensors = tensors
+
+    def start(self, order: list[str]) -> None:
+        """See `Supply.start`."""
+
+    def take(self, name: str) -> torch.Tensor:
+        """See `Supply.take`."""
+        return self.tensors[name]
+
+    def give(self, name: str) -> None:
+        """See `Supply.give`."""
+
+    def end(self) -> None:
+        """See `Supply.end`."""
+
+
 class Streamed:
     """A module on the meta device that can be run with the weights of a file.
 
@@ -106,6 +129,25 @@ class Streamed:
             self.names.setdefault(id(tensor), known)
             self._keep.append(tensor)
         self.order = list(dict.fromkeys(self.names.values()))
+
+    def learn(self, call: Callable[[], Any]) -> bool:
+        """Run `call()` on the meta device to learn the order in which tensors will be asked for.
+
+        What cannot be run so (values decide the way) leaves the order as it was, that of the module; False then.
+        """
+        import torch
+
+        taken: list[str] = []
+        on_meta = Streamed.__new__(Streamed)
+        on_meta.module, on_meta.plan, on_meta.names = self.module, self.plan, self.names
+        on_meta.supply = _Meta({self.names[id(t)]: t for t in self._keep})
+        try:
+            with torch.no_grad(), _feeding(on_meta, None, taken):
+                call()
+        except Exception:
+            return False
+        self.order = taken or self.order
+        return True
 
     def run(self, call: Callable[[], Any], recorder: Recorder | None = None) -> Result:
         """`call()` with the weights streamed; `recorder` watches its operations."""
