@@ -143,5 +143,8 @@ def _open(gate: list[Any], unpacked: Unpacked, prefix: str) -> bool:
         if prefix + format_ % tuple(index) in tensors:  # one beyond the longest
             votes[False] += 1
         elif len(allowed) == 1 and longest > start:
-            votes[last in tensors or (last.endswith(".weight") and _below(last, unpacked.covers))] += 1
+            if last in tensors or (last.endswith(".weight") and _below(last, unpacked.covers)):
+                votes[True] += 1
+            elif prefix + format_ % tuple(starts) in tensors:  # else an optional run that is not there at all
+                votes[False] += 1
     return not votes or votes[True] >= votes[False]
