@@ -109,11 +109,12 @@ def weights_only(report: Report) -> Report:
     known = not any(n.blocks for n in report.not_checked if n.rule.startswith(mine)) and report.judged
     unknown = not known or any(c.role == "unknown" for c in report.components)
     verdict: Verdict = "fail" if any(f.level == "error" for f in findings) else "unknown" if unknown else "pass"
+    roles = ", ".join(r.replace("_", " ") for r in report.judged) or "nothing identified"
     rest = "the headers were not judged: `compatkit check` does that"
     return replace(
         report,
         verdict=verdict,
-        headline=f"{verdict} (weights of {', '.join(r.replace('_', ' ') for r in report.judged) or 'nothing identified'})",
+        headline=f"{verdict} (weights of {roles})",
         findings=findings,
         checked=tuple(r for r in report.checked if r.startswith(mine)),
         not_checked=(
