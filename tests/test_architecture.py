@@ -52,7 +52,7 @@ MAX_LINES = 450
 #: Stems of model names, beside the ids that stand in `rules/families`.
 STEMS = ["flux", "sdxl", "sd15", "sd3", "qwen", "gemma", "lumina", "wan2", "z_image", "hunyuan", "pixart", "t5xxl"]
 #: Family ids that are also ordinary words of programming, or a role of the contract.
-ORDINARY = {"pid", "lens", "mmproj"}
+ORDINARY = {"pid", "lens", "mmproj", "span"}
 
 
 def module_name(path: Path) -> str:
@@ -160,12 +160,12 @@ def test_no_file_is_too_long_to_read(module: str) -> None:
 
 @cache
 def model_names() -> re.Pattern[str]:
-    """Matches a family id as a whole word, or the stem of a model name at the start of one."""
+    """Matches a family id as a whole word, or the stem of a model name at the start of one (luminance is none)."""
     ids: set[str] = set()
     for path in (ROOT / "rules" / "families").rglob("*.yaml"):
         ids |= set(re.findall(r"^id:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     whole = "|".join(sorted(map(re.escape, map(as_words, ids - ORDINARY)), key=len, reverse=True)) or "(?!)"
-    return re.compile(rf"(?<![a-z0-9])(?:(?:{whole})(?![a-z0-9])|(?:{'|'.join(STEMS)}))")
+    return re.compile(rf"(?<![a-z0-9])(?:(?:{whole})(?![a-z0-9])|(?:{'|'.join(STEMS)})(?!nance))")
 
 
 def as_words(text: str) -> str:

@@ -13,18 +13,22 @@ from compatkit.knowledge.protocol import Rules
 #: Roles that are made for some families of bases and say which (`targets` of their card).
 ROLES = (
     "controlnet", "t2i_adapter", "ip_adapter", "style_model", "face_adapter", "motion_module", "gligen", "model_patch",
-    "hypernetwork", "embedding",
+    "hypernetwork", "embedding", "latent_upscaler",
 )  # fmt: skip
 #: Among them those that change no weight of the base: not knowing them leaves nothing open.
 _LOOSE = frozenset({"embedding"})
+#: Kind of subject, role of what gives features, key of the card of what takes them.
+SENSES = (("eye", "clip_vision", "image_encoders"), ("ear", "audio_encoder", "audio_encoders"))
 #: Widths that both sides know under the same name: the text features, the model's own.
 SHARED = ("context_dim", "hidden_size", "model_channels")
 
 
 def build(builder: Builder) -> None:
-    """Add the subjects of kind `attachment` (adapter, base) and `eye` (what takes image features, what gives them)."""
+    """Add the subjects of kind `attachment` (adapter, base), `eye` and `ear` (what takes image or audio features, what
+    gives them)."""
     _bases(builder)
-    _eyes(builder)
+    for kind, role, key in SENSES:
+        _senses(builder, kind, role, key)
 
 
 def _bases(builder: Builder) -> None:
@@ -67,12 +71,13 @@ def _differing(part: Part, base: Part) -> tuple[str, int | None, int | None]:
     return "", None, None
 
 
-def _eyes(builder: Builder) -> None:
-    """What takes image features against every image encoder of the set; one that fits is enough."""
-    eyes = list(of_role(builder.parts, "clip_vision"))
-    takers = [(p, e) for p in builder.parts for e in p.card.get("image_encoders") or () if e.get("into")]
+def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
+    """What takes image (audio) features against every image (audio) encoder of the set; one that fits is enough."""
+    eyes = list(of_role(builder.parts, role))
+    takers = [(p, e) for p in builder.parts for e in p.card.get(key) or () if e.get("into")]
     if not eyes or not takers:
-        builder.absent(("eye",), "no image encoder given" if takers else "nothing in the set takes image features")
+        what = "image" if sense == "eye" else "audio"
+        builder.absent((sense,), f"no {what} encoder given" if takers else f"nothing in the set takes {what} features")
         return
     for part, entry in takers:
         wanted = part.number(str(entry["into"]))
@@ -83,9 +88,9 @@ def _eyes(builder: Builder) -> None:
         fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
         for eye, (_, width, kind) in fitting or found:
             taker = {**part.fields, "width": wanted, "kind": title_of(builder.rules, str(entry["kind"]))}
-            values = {"taker": taker, "eye": {**eye.fields, "width": width, "output": kind}}
+            values = {"taker": taker, sense: {**eye.fields, "width": width, "output": kind}}
             for loader in builder.loaders:
-                builder.add(Subject("eye", (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
+                builder.add(Subject(sense, (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
 
 
 def _gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tuple[bool, int | None, str]:

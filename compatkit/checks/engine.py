@@ -29,7 +29,7 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "storage": policy.build,
 }
 #: Kinds of subject that another builder makes along the way.
-_WITH = {"set": "encoder", "eye": "attachment", "license": "storage", "budget": "storage"}
+_WITH = {"set": "encoder", "eye": "attachment", "ear": "attachment", "license": "storage", "budget": "storage"}
 
 #: Problems of files that only a lock shows.
 _OF_LOCKS = ("file/moved", "file/newer")

@@ -11,7 +11,7 @@ from compatkit.vocabulary import Finding, NotChecked, Verdict
 
 #: Roles that need no family: identified to their architecture is identified.
 _ARCHITECTURE_ENOUGH = frozenset({"llm", "upscaler", "embedding"})
-_JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", *ROLES})
+_JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", "audio_encoder", *ROLES})
 
 #: Checks that do not exist yet: id, roles they would look at, settings they would read, and why.
 _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (

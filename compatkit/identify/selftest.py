@@ -64,7 +64,7 @@ def _nameless(family: str, knowledge: Knowledge, facts: set[str]) -> Iterable[tu
     for name in (card.get("output") or {}).values():
         if isinstance(name, str) and name not in facts:
             yield ("output",), f"output: no example has a fact {name!r}"
-    for list_ in ("text_encoders", "image_encoders"):
+    for list_ in ("text_encoders", "image_encoders", "audio_encoders"):
         for entry in card.get(list_) or ():
             if (name := entry.get("into")) not in (None, "none", *facts):
                 yield (list_,), f"{list_}: no example has a fact {name!r}"

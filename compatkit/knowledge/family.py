@@ -51,6 +51,7 @@ CARD_KEYS = {
     "latent": dict,
     "text_encoders": list,
     "image_encoders": list,
+    "audio_encoders": list,
     "output": dict,
     "junctions": dict,
     "siblings": dict,

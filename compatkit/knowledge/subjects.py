@@ -319,6 +319,9 @@ ROUND_TRIP = _fields(
     verdict=("ok", "the picture's own verdict"),
 )
 
+_TAKER = {**PART, **_fields(width=(None, "width of the features it takes"), kind=("", "the encoder it was made with"))}
+_GIVER = {**PART, **_fields(width=(None, "width it gives"), output=("hidden", "hidden or width (projected)"))}
+
 #: What a rule may bind -> the variables its expressions see, and their fields.
 SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "file": {
@@ -361,19 +364,8 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         ),
         "loader": LOADER,
     },
-    "eye": {
-        "taker": {
-            **PART,
-            **_fields(width=(None, "width of the image features it takes"), kind=("", "the encoder it was made with")),
-        },
-        "eye": {
-            **PART,
-            **_fields(
-                width=(None, "width of the features it gives"), output=("hidden", "hidden states or width (projected)")
-            ),
-        },
-        "loader": LOADER,
-    },
+    "eye": {"taker": _TAKER, "eye": _GIVER, "loader": LOADER},
+    "ear": {"taker": _TAKER, "ear": _GIVER, "loader": LOADER},
     "set": {
         "diffusion": DIFFUSION,
         "set": _fields(
