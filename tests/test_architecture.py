@@ -165,7 +165,7 @@ def model_names() -> re.Pattern[str]:
     for path in (ROOT / "rules" / "families").rglob("*.yaml"):
         ids |= set(re.findall(r"^id:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     whole = "|".join(sorted(map(re.escape, map(as_words, ids - ORDINARY)), key=len, reverse=True)) or "(?!)"
-    return re.compile(rf"(?<![a-z0-9])(?:(?:{whole})(?![a-z0-9])|(?:{'|'.join(STEMS)})(?!nance))")
+    return re.compile(rf"(?<![a-z0-9])(?:(?:{whole})(?![a-z0-9])|(?:{'|'.join(STEMS)})(?!nce))")
 
 
 def as_words(text: str) -> str:
