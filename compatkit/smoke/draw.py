@@ -50,7 +50,8 @@ def activation_plot(bars: Sequence[Bar], title: str = "") -> str:
     """The text of an SVG: one bar for each layer in the order they ran, on a logarithmic scale, with the end of fp16.
 
     Bars are blue, orange above a quarter of fp16's range, red beyond it or where a value was not finite; each shows its
-    name and number where the mouse rests on it. The largest, and the first that is not finite, are named.
+    name and number where the mouse rests on it. The first that
+    is beyond fp16 or not finite is named, or the largest.
     """
     left, top, high, bottom = 62, 46, 300, 30
     step = max(1.0, min(14.0, 1000 / max(1, len(bars))))
@@ -87,9 +88,7 @@ def activation_plot(bars: Sequence[Bar], title: str = "") -> str:
             f"<title>{escape(bar.name)}: {bar.max_abs:.4g}{note}</title></rect>"
         )
     out.append(_line(left, y(FP16), left + wide, "#cf222e", dash=True))
-    out.append(
-        f'<text x="{left + wide}" y="{y(FP16) - 4:.1f}" text-anchor="end" fill="#cf222e">fp16 ends: 65504</text>'
-    )
+    out.append(f'<text x="{left + 4}" y="{y(FP16) - 4:.1f}" fill="#cf222e">fp16 ends: 65504</text>')
     out += _named(bars, left, step, wide, top + high + 20)
     return "\n".join([*out, "</svg>", ""])
 
@@ -100,13 +99,14 @@ def _line(x1: float, y: float, x2: float, colour: str, dash: bool = False) -> st
 
 
 def _named(bars: Sequence[Bar], left: float, step: float, wide: float, below: float) -> Iterable[str]:
-    """Below the bars: the first that is not finite, else the largest."""
+    """Below the bars: the first that is beyond fp16 or not finite, else the largest."""
     if not bars:
         return [f'<text x="{left}" y="{below}" fill="#57606a">nothing ran</text>']
-    broken = next((i for i, b in enumerate(bars) if b.nonfinite or not math.isfinite(b.max_abs)), None)
+    broken = next((i for i, b in enumerate(bars) if b.nonfinite or not b.max_abs <= FP16), None)
     at = broken if broken is not None else max(range(len(bars)), key=lambda i: bars[i].max_abs)
     bar = bars[at]
-    what = "first that is not finite" if broken is not None else "largest"
+    finite = not bar.nonfinite and math.isfinite(bar.max_abs)
+    what = "largest" if broken is None else "first beyond fp16" if finite else "first that is not finite"
     x = left + (at + 0.5) * step
     end = "end" if at * step > wide / 2 else "start"
     return [

@@ -55,7 +55,7 @@ class Measured:
     def _tensor(self, name: str, row: Row, tensor: Tensor) -> dict[str, Any]:
         kind = row.get("kind", "none")
         dims = _dims(tensor, row)
-        largest, rms = float(row.get("max_abs", 0.0)), float(row.get("rms", 0.0))
+        largest, usual = float(row.get("max_abs", 0.0)), float(row.get("usual", 0.0))
         peers = self._peers.get(_key(name, tensor), ())
         peer_max = statistics.median(peers) if len(peers) > 1 else 0.0
         constant = bool(row.get("constant")) and tensor.elements > 1
@@ -78,14 +78,12 @@ class Measured:
             "bad_at": where(row.get("first", -1), tensor, kind),
             "max_abs": largest,
             "max_words": number(largest),
-            "max_at": where(row.get("at", -1), tensor, kind)
-            if row.get("beyond") or (rms and largest > 64 * rms)
-            else "",
+            "max_at": where(row.get("at", -1), tensor, kind) if row.get("beyond") or largest > 64 * usual > 0 else "",
             "scaled_max": largest * factor,
             "beyond": row.get("beyond", 0),
             "lowest": row.get("lowest"),
-            "rms": rms,
-            "peak": largest / rms if rms else 0.0,
+            "rms": float(row.get("rms", 0.0)),
+            "peak": largest / usual if usual else 0.0,
             "peers": max(0, len(peers) - 1),
             "peer_max": peer_max,
             "peer_ratio": largest / peer_max if peer_max else 1.0,

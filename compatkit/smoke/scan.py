@@ -27,7 +27,7 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 #: Of one tensor, so many bytes of the map are held at most before they are let go.
 HELD = 64 << 20
-#: Ratios of the largest magnitude to the root mean square from which on the value's place is looked up.
+#: Ratios of the largest magnitude to the usual one from which on the value's place is looked up.
 _PEAK = 64.0
 
 #: Kinds of tensors that are compared with each other.
@@ -109,7 +109,7 @@ def _one(weights: Weights, name: str, unpacked: Unpacked, emit: Emit) -> Numbers
         row["owner"] = owner
     if name in unpacked.beside:
         row["packed"] = True
-    if numbers.beyond or numbers.max_abs > _PEAK * numbers.rms > 0:
+    if numbers.beyond or numbers.max_abs > _PEAK * numbers.usual > 0:
         row["at"] = _place(weights, name, numbers, meter.align)
     row |= _zero_spans(weights, name, numbers)
     emit({"event": "tensor", "tensor": name, **row})

@@ -66,7 +66,7 @@ def limit_memory(most: int) -> None:
         return
 
 
-def work(job: Mapping[str, Any], emit: Events) -> None:
+def work(job: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> None:
     """Do one job; whatever goes wrong becomes an event `failed`."""
     module, function = JOBS[str(job["do"])]
     run: Callable[[Mapping[str, Any], Any], None] = getattr(importlib.import_module(module), function)
