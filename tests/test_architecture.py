@@ -26,6 +26,7 @@ LAYERS = [
     "stacks",
     "checks",
     "fetch",
+    "convert",
     "hosts",
     "dryrun",
     "smoke",

@@ -52,6 +52,13 @@ def of_family(family: str, knowledge: Rules) -> Base | None:
     return _base(family, document, example.get("symbols") or {}, example.get("options") or {}, knowledge)
 
 
+def of_symbols(
+    family: str, knowledge: Rules, symbols: Mapping[str, int], options: Mapping[str, Any] | None = None
+) -> Base | None:
+    """A base with a family's structure in given sizes. None where a symbol that its tensors need is not given."""
+    return _base(family, knowledge.grammar(family), symbols, options or {}, knowledge)
+
+
 def _base(
     family: str,
     document: Mapping[str, Any],

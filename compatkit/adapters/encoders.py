@@ -24,13 +24,14 @@ def encoder_names(
         for entry in table.get("encoders") or ():
             if not _holds(entry, encoder.family, kinds):
                 continue
-            called = (entry.get("as") or {}).get(encoder.family) or _called(encoder.family, table)
+            own_name = (entry.get("as") or {}).get(encoder.family) or called(encoder.family, table)
             for form in entry["forms"]:
-                _form(form, encoder, called, names, shapes)
+                _form(form, encoder, own_name, names, shapes)
     return names, shapes
 
 
-def _called(family: str, table: Mapping[str, Any]) -> str:
+def called(family: str, table: Mapping[str, Any]) -> str:
+    """What a runtime's module tree calls a text encoder; its family's id where nothing else is known."""
     return next((e["as"][family] for e in table.get("encoders") or () if family in (e.get("as") or {})), family)
 
 
@@ -45,7 +46,7 @@ def _holds(entry: Mapping[str, Any], family: str, kinds: set[str]) -> bool:
 def _form(
     form: Mapping[str, Any],
     encoder: Base,
-    called: str,
+    tree: str,
     names: dict[str, Target],
     shapes: dict[str, tuple[int | None, ...]],
 ) -> None:
@@ -53,7 +54,7 @@ def _form(
     for own, shape in encoder.shapes.items():
         if not own.endswith(_WEIGHT):
             continue
-        full = f"{called}.{_TREE}.{own}"
+        full = f"{tree}.{_TREE}.{own}"
         module = own[: -len(_WEIGHT)]
         if below and not module.startswith(below):
             continue
@@ -65,5 +66,5 @@ def _form(
             module = full[: -len(_WEIGHT)]
         for prefix in form["prefixes"]:
             names[prefix + (module.replace(".", "_") if form.get("joined") else module)] = Target(full)
-            if form.get("named") and not called.startswith("clip_"):
+            if form.get("named") and not tree.startswith("clip_"):
                 names[f"{prefix}{_TREE}.{own[: -len(_WEIGHT)]}"] = Target(full)

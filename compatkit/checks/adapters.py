@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from shlex import quote
 from typing import Any
 
 from compatkit.adapters.base import Base, of_component, of_family
 from compatkit.adapters.coverage import Coverage, Mismatch, coverage
 from compatkit.adapters.encoders import encoder_names
 from compatkit.adapters.keys import Spellings, spellings
+from compatkit.adapters.speller import Speller
 from compatkit.checks.loaders import Loader, at_least
 from compatkit.checks.parts import Part, of_role, title_of
 from compatkit.checks.subject import Builder, Subject
@@ -73,7 +75,7 @@ def _lora(
         values = {
             "adapter": _adapter_fields(lora, builder),
             "base": _base_fields(lora, part, builder),
-            "fit": _fit_fields(builder, lora, base, found, spelled, loader, table),
+            "fit": _fit_fields(builder, lora, part, base, found, spelled, loader, table),
             "loader": loader.fields(),
         }
         builder.add(Subject("adapter", (part.index, lora.index), values, loader))
@@ -218,6 +220,7 @@ def kinship(base: Part, targets: Sequence[str], rules: Rules) -> str:
 def _fit_fields(
     builder: Builder,
     lora: Part,
+    part: Part,
     base: Base,
     found: Coverage,
     spelled: Spellings,
@@ -261,8 +264,26 @@ def _fit_fields(
         "twice": len(found.twice),
         "incomplete": found.crash,
         "later": later,
+        "convert": _command(builder, lora, part, base, found, spelled, table),
         "conversion": found.conversion,
     }
+
+
+def _command(
+    builder: Builder, lora: Part, part: Part, base: Base, found: Coverage, spelled: Spellings, table: Mapping[str, Any]
+) -> str:
+    """The `compatkit convert` that writes it as this runtime reads it; "" where nothing is lost by its names, or they
+    are those of another model."""
+    if not table.get("writes") or not (found.reasons["module"] or found.ignored):
+        return ""
+    speller = Speller(base, builder.rules, spelled)
+    modules = {k.module for k in spelled.keys(lora.component.tensors)[0] if k.sense.algorithm}
+    if not all(speller.find(m) for m in modules):
+        return ""
+    source, to = lora.component.source, str(table["writes"])
+    stem = source.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or "lora"
+    words = ("compatkit", "convert", source, "--to", to, "--base", part.component.source, "-o")
+    return " ".join(quote(w) for w in (*words, f"{stem}-{to}.safetensors"))
 
 
 def _encoder_modules(found: Coverage, spelled: Spellings, lora: Part) -> int:

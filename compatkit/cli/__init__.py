@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
     "smoke": "Look at the weights: NaN, Inf, zeros, damaged blocks.",
+    "convert": "Write a LoRA in the names that another program reads.",
     "report": "Write an incident report about a set, to be sent.",
     "init": "Write a stack.toml for a set of files.",
     "lock": "Pin a stack.toml that passes: commits, sizes, checksums.",

@@ -26,6 +26,7 @@ _SPELLINGS: dict[str, type] = {
     "titles": dict,
     "metadata": list,
     "kin": list,
+    "writes": list,
     "sources": list,
 }
 _RUNTIME: dict[str, type] = {
@@ -43,6 +44,7 @@ _RUNTIME: dict[str, type] = {
     "encoders": list,
     "errors": dict,
     "refuses": list,
+    "writes": str,
     "notes": list,
     "sources": list,
 }

@@ -225,6 +225,7 @@ FIT = _fields(
     incomplete=("", "a tensor without which the runtime stops"),
     later=(None, "the first version that reads more of it"),
     conversion=("", "the conversion that the runtime makes of the file"),
+    convert=("", "the `compatkit convert` that writes it as the runtime reads it, where only names stand in the way"),
 )
 
 #: One tensor as the weight scan measured it (`compatkit smoke`).

@@ -1,0 +1,68 @@
+"""`compatkit convert`: a LoRA in another convention's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compatkit.cli.options import rules_option
+
+_STYLES = ("native", "diffusers", "kohya")
+
+
+@click.command("convert")
+@click.argument("lora", metavar="LORA")
+@click.option("--to", type=click.Choice(_STYLES), required=True, help="The names to write it in.")
+@click.option(
+    "--base",
+    metavar="FILE|FAMILY",
+    help="The model it is for: a file, or a family's name. Not needed where the LoRA's own tensors say it.",
+)
+@click.option("-o", "--output", required=True, metavar="OUT", help="The file to write (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@rules_option
+def command(
+    lora: str, to: str, base: str | None, output: str, force: bool, offline: bool, rules: tuple[Path, ...]
+) -> None:
+    """Write a LoRA in the names that another program reads: the same change, to the last bit.
+
+    \b
+    native     diffusion_model.…  what ComfyUI reads for every model
+    diffusers  transformer.…, unet.…  what diffusers and PEFT read
+    kohya      lora_unet_…  what sd-scripts, musubi and most programs read
+
+    Fused weights are split and split ones joined as the model's own file has them. What would be lost or rounded is
+    refused, with the module and the reason. The file is compared with the original on random weights before it is put
+    in place.
+
+    Exit codes: 0 written, 1 refused, 2 a wrong argument or no such file.
+    """
+    from compatkit.convert.cut import Refused
+    from compatkit.convert.run import convert
+    from compatkit.convert.write import Exists
+    from compatkit.knowledge.store import load
+    from compatkit.sources.naming import shown
+    from compatkit.sources.open import Network
+
+    if not output.lower().endswith((".safetensors", ".sft")):
+        raise click.UsageError(f"-o {output}: a converted LoRA is a .safetensors file.")
+    try:
+        with Network(offline=offline) as network:
+            result = convert(lora, to=to, output=output, base=base, knowledge=load(rules), force=force, network=network)
+    except Exists:
+        raise click.UsageError(f"{shown(output)} is there already; --force replaces it.") from None
+    except Refused as e:
+        click.echo(f"Not converted: {e}.", err=True)
+        raise click.exceptions.Exit(1) from None
+    except OSError as e:
+        raise click.UsageError(f"{shown(output)} cannot be written: {e.strerror or e}.") from None
+    done = [f"{n} {what}" for n, what in ((result.joined, "joined"), (result.divided, "split")) if n]
+    click.echo(f"{shown(result.output)}: {result.keys_after} keys, {result.style}, for {result.base}")
+    click.echo(f"  {result.modules} modules{': ' + ', '.join(done) if done else ''}; {result.keys_before} keys before")
+    click.echo(f"  verified: the same change of {result.verified} weights as {shown(result.source)}")
+    for runtime, (read, keys) in result.read.items():
+        click.echo(f"  {runtime} reads {read} of {keys} keys")
+    for note in result.notes:
+        click.echo(f"  note: {note}")
