@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 from compatkit.cli import cli
 
-NEEDS = {"header", "pair", "runtime"}
+NEEDS = {"header", "pair", "runtime", "workflow"}
 
 
 def shared() -> Path:

@@ -21,6 +21,7 @@ from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
     from compatkit.stacks.lockfile import LockedSource
+    from compatkit.stacks.workflow.plan import Plan
 
 #: Settings of a run that `--set` takes. One that no check reads yet stands in `not_checked`.
 SETTINGS = (
@@ -67,12 +68,15 @@ def check(
     headers_only: bool = False,
     offline: bool = False,
     full: bool = False,
+    models: Sequence[str] = (),
+    comfyui: str | None = None,
+    links: bool = False,
     **settings: str,
 ) -> Report:
     """Judge a set of files.
 
     Args:
-        sources: paths, each optionally as `ROLE=SOURCE`; also a `stack.toml` or `stack.lock`.
+        sources: paths, each optionally as `ROLE=SOURCE`; also a `stack.toml`, `stack.lock` or ComfyUI workflow.
         runtime: loaders that must open the set, `NAME` or `NAME@VERSION`; none: the family's usual one.
         assume: file -> family, overriding identification.
         require: roles that must be in the set.
@@ -80,6 +84,9 @@ def check(
         headers_only: read no small tensors, not even where they decide what the header cannot.
         offline: never use the network; answer for sources elsewhere from the header cache.
         full: read the whole header of sources elsewhere, also where a part of it tells what they are.
+        models: folders where a workflow's files lie, laid out as ComfyUI's models folder.
+        comfyui: a ComfyUI install: its models folder, its `extra_model_paths.yaml` and its version.
+        links: read a workflow's files that are not here from where the workflow says they can be had.
         settings: of the run, such as `clip_type="lumina2"` (see `SETTINGS`).
 
     Raises:
@@ -94,10 +101,12 @@ def check(
     settings = {**(stack.settings if stack else {}), **settings}
     _known_settings(settings)
     _known_roles(require)
-    runtimes = tuple(_runtime(r, knowledge) for r in (tuple(runtime) or (stack.runtimes if stack else ())))
+    named_runtimes = tuple(runtime) or (stack.runtimes if stack else ()) or install_runtime(comfyui)
+    runtimes = tuple(_runtime(r, knowledge) for r in named_runtimes)
     components: list[Component] = []
     unreachable: list[str] = []
-    wanted = requests(named.sources, assume or {}, knowledge)
+    plan = _plan(named, knowledge, models, comfyui, links)
+    wanted = requests(plan.requests if plan else named.sources, assume or {}, knowledge)
     with Network(offline=offline, full=full) as network:
         for request, found in zip(wanted, _opened(wanted, knowledge, headers_only, network), strict=True):
             if isinstance(found, SourceError):
@@ -109,16 +118,70 @@ def check(
                 components += named.compared(request, found)
         if named.locked and not offline:
             components = _since(named.locked, components, network)
-    if len(unreachable) == len(wanted):
+    if len(unreachable) == len(wanted) and not plan:
         raise SourceError("; ".join(unreachable) or "no source is given")
     from compatkit.checks import judge
 
+    if plan:
+        components += plan.absent()
+        base = Stack((), runtimes, {k: str(v) for k, v in settings.items()}, tuple(require))
+        report = _judged(plan, components, base, knowledge)
+        return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
     set_ = Stack(tuple(components), runtimes, {**settings, **wholes.unread(stack)}, tuple(require))
     if stack:
         set_ = replace(set_, complete=True, locked=bool(named.locked), policy=stack.policy, licenses=stack.licenses)
     report = judge(set_, knowledge)
     report = replace(report, places=stack.places) if stack else report
     return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
+
+
+def _plan(
+    named: wholes.Named, knowledge: Knowledge, models: Sequence[str], comfyui: str | None, links: bool
+) -> Plan | None:
+    """What a workflow among the sources stands for; None where there is none."""
+    if named.workflow is None:
+        if models:
+            raise SourceError("--models says where a workflow's files lie; there is no workflow among the sources")
+        return None
+    from compatkit.stacks.workflow import places, plan
+
+    roots = [places.models_folder(m) for m in (*models, *([comfyui] if comfyui else []))]
+    extra = places.extra_paths(comfyui) if comfyui else {}
+    return plan.plan(named.workflow, named.sources, knowledge, models=roots, extra=extra, links=links)
+
+
+def _judged(plan: Plan, components: list[Component], base: Stack, knowledge: Knowledge) -> Report:
+    """The report about a workflow: every sampler's set, or all files at once where no sampler is known."""
+    from compatkit.checks import judge
+    from compatkit.checks.merge import judge_all
+
+    stacks = list(plan.stacks(components, base))
+    if stacks:
+        report = judge_all(stacks, components, knowledge, plan.notes)
+    else:
+        report = judge(replace(base, components=tuple(components)), knowledge)
+        report = replace(report, not_checked=(*report.not_checked, *plan.notes))
+        if report.verdict == "pass":
+            report = replace(report, verdict="unknown", headline=report.headline.replace("pass", "unknown", 1))
+    return replace(report, places=plan.places())
+
+
+def install_runtime(comfyui: str | None) -> tuple[str, ...]:
+    """The runtime of an install, with the version its own file names; empty without one.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if comfyui is None:
+        return ()
+    if not Path(comfyui).is_dir():
+        raise SourceError(f"--comfyui {comfyui}: there is no such folder")
+    try:
+        text = Path(comfyui, "comfyui_version.py").read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError:
+        return ("comfyui",)
+    found = re.search(r"__version__\s*=\s*[\"'](\d[\w.+-]*)[\"']", text)
+    return (f"comfyui@{found[1]}",) if found else ("comfyui",)
 
 
 def _since(locked: Sequence[LockedSource], components: list[Component], network: Network) -> list[Component]:
@@ -160,12 +223,20 @@ def inspect_all(
     headers_only: bool = False,
     offline: bool = False,
     full: bool = False,
+    models: Sequence[str] = (),
+    comfyui: str | None = None,
+    links: bool = False,
 ) -> tuple[list[Component], list[str]]:
-    """The components of several sources, and a sentence for each that could not be opened."""
+    """The components of several sources, and a sentence for each that could not be opened. Of a workflow: its files."""
     knowledge = load(tuple(rules))
     components: list[Component] = []
     unreachable: list[str] = []
     wanted: list[Request] = []
+    if any(is_workflow(s) for s in sources):
+        plan = _plan(wholes.named(sources), knowledge, models, comfyui, links)
+        assert plan is not None
+        wanted, sources = list(plan.requests), ()
+        unreachable += [p.message for c in plan.absent() for p in c.problems]
     for source in sources:
         try:
             wanted.append(parse_request(source))
@@ -178,6 +249,13 @@ def inspect_all(
             else:
                 components += found
     return components, unreachable
+
+
+def is_workflow(source: str) -> bool:
+    """Whether a source could be a ComfyUI workflow: a JSON object or a PNG on this machine."""
+    from compatkit.stacks.workflow.graph import looks_like
+
+    return looks_like(source)
 
 
 def opened_as(text: str, rules: Iterable[Path] = ()) -> tuple[str | None, str, list[Component]]:

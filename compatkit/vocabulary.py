@@ -231,11 +231,59 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeUse:
+    """One node on the way to a sampler of a workflow: in words, what the rules say of its class, its wired inputs.
+
+    `rule` is empty for a class that nobody described.
+    """
+
+    label: str
+    cls: str
+    rule: Mapping[str, Any]
+    inputs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadUse:
+    """One file that a node loads: what for, what of it is used, and the components (by index) that it holds.
+
+    `use` is the role the node loads it as ("checkpoint" for a whole one), `lacks` the wire types that are used of it
+    and that it cannot give.
+    """
+
+    node: NodeUse
+    components: tuple[int, ...]
+    use: str
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How a workflow brings the components of a set together in one sampler.
+
+    `index` is the place of each component in the whole report. `own` maps an encoder's index to the diffusion model of
+    its own file, where another one is sampled with. `leftover`: the latent still holds noise; `decoded`: it goes
+    straight into a decoder; `unclear`: nodes whose models could not be followed.
+    """
+
+    sampler: NodeUse
+    index: tuple[int, ...] = ()
+    nodes: tuple[NodeUse, ...] = ()
+    latents: tuple[NodeUse, ...] = ()
+    loads: tuple[LoadUse, ...] = ()
+    own: Mapping[int, Component] = field(default_factory=dict)
+    leftover: bool = False
+    decoded: bool = False
+    unclear: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """A set of components to judge together, and how the user means to run them.
 
     `complete` says that the set is meant to be all there is: a part that its models need and that is absent is an
     error. `locked`: its files were compared with a lock. `licenses` maps sources to the licence their owner names.
+    `wiring`: the set is what one sampler of a workflow is given.
     """
 
     components: tuple[Component, ...]
@@ -246,6 +294,7 @@ class Stack:
     locked: bool = False
     policy: Policy | None = None
     licenses: Mapping[str, str] = field(default_factory=dict)
+    wiring: Wiring | None = None
 
     def by_role(self, role: str) -> Iterator[tuple[int, Component]]:
         """(index, component) of every component that plays `role`."""

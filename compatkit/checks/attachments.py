@@ -97,9 +97,21 @@ def _gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tu
     """(whether it gives the wanted width, the width it gives, of which output)."""
     kinds = {str(entry["kind"]), *(str(k) for k in entry.get("alternatives") or ())}
     outputs: Mapping[str, str] = eye.card.get("output") or {}
-    widths = {name: eye.number(symbol) for name, symbol in outputs.items()}
+    widths = {name: _fact(eye, symbol, rules) for name, symbol in outputs.items()}
     if kinds & set(eye.component.families):
         return wanted in widths.values(), widths.get("hidden"), "hidden"
     usual = (rules.family(str(entry["kind"])).get("output") or {}) if rules.has_family(str(entry["kind"])) else {}
-    read = next((name for name in usual if rules.fixed(str(entry["kind"]), str(usual[name])) == wanted), "hidden")
+    names = sorted(usual, key=lambda name: name != "hidden")  # where both are as wide, the hidden states are read
+    read = next((n for n in names if rules.fixed(str(entry["kind"]), str(usual[n])) == wanted), "hidden")
     return widths.get(read) == wanted, widths.get(read), read
+
+
+def _fact(part: Part, symbol: str, rules: Rules) -> int | None:
+    """The value of one symbol of a component's grammar, whatever the fact it stands in is called."""
+    value = part.number(symbol)
+    family = part.component.family
+    if value is not None or family is None or not rules.has_family(family):
+        return value
+    named = rules.grammar(family).get("facts") or {}
+    found = (part.number(fact) for fact, meant in named.items() if meant == symbol)
+    return next((v for v in found if v is not None), None)

@@ -28,7 +28,7 @@ def build(builder: Builder) -> None:
 
 def _one(builder: Builder, diffusion: Part, diffusions: Sequence[Part]) -> None:
     rules = builder.rules
-    near = candidates(diffusion, builder.parts)
+    near = candidates(diffusion, builder.parts, builder.wiring is not None)
     text = [p for p in near if p.role == "text_encoder"]
     readings = known_families(diffusion.component, rules)
     declared = [f for f in readings if slots_of(rules.family(f)) is not None]
@@ -57,7 +57,9 @@ def _taken(builder: Builder, diffusion: Part, diffusions: Sequence[Part]) -> set
             continue
         for family in known_families(other.component, builder.rules):
             for slot in slots_of(builder.rules.family(family)) or ():
-                taken.update(p.index for p in candidates(other, builder.parts) if slot.takes(p))
+                taken.update(
+                    p.index for p in candidates(other, builder.parts, builder.wiring is not None) if slot.takes(p)
+                )
     return taken
 
 
@@ -140,7 +142,7 @@ def _routed(
     in_force = (given if recognised else fallback) or usual
     loose = [p for p in (*seating.filled.values(), *seating.stand_ins.values()) if not p.bundled]
     # Encoders that are not there, or not recognised, are loaded together with the others all the same.
-    count = len(loose) + len(seating.missing) + len(seating.open)
+    count = len(loose) + (0 if builder.wiring else len(seating.missing) + len(seating.open))
     usual_route = _choose(table, te_model, usual, count, False)
     files = [p for p in seating.given if not p.bundled] if in_force in several - one else loose
     in_force_route = usual_route

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes
+from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes, workflow
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.loaders import Loader, loaders
 from compatkit.checks.parts import Part, label, parts
@@ -27,9 +27,11 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "attachment": attachments.build,
     "role": lambda b: _roles(b),
     "storage": policy.build,
+    "run": workflow.build,
 }
 #: Kinds of subject that another builder makes along the way.
 _WITH = {"set": "encoder", "eye": "attachment", "ear": "attachment", "license": "storage", "budget": "storage"}
+_WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
 
 #: Problems of files that only a lock shows.
 _OF_LOCKS = ("file/moved", "file/newer")
@@ -51,6 +53,7 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
         locked=stack.locked,
         policy=stack.policy,
         licenses=stack.licenses,
+        wiring=stack.wiring,
     )
     rules = {str(r["id"]): r for r in (*knowledge.checks(), *extra_rules)}
     wanted = {_WITH.get(str(r["binds"]), str(r["binds"])) for r in rules.values()} | {"file"}

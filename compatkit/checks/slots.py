@@ -79,10 +79,13 @@ class Seating:
         return len(self.stand_ins) + len(self.missing)
 
 
-def candidates(diffusion: Part, every: Sequence[Part]) -> list[Part]:
-    """The encoders that could be loaded with a diffusion model: those of other checkpoints are not among them."""
+def candidates(diffusion: Part, every: Sequence[Part], wired: bool = False) -> list[Part]:
+    """The encoders that could be loaded with a diffusion model: those of other checkpoints are not among them.
+
+    `wired`: a workflow brings them together, whatever file they are from.
+    """
     own = diffusion.component.source
-    return [p for p in of_role(every, *ENCODERS) if not p.bundled or p.component.source == own]
+    return [p for p in of_role(every, *ENCODERS) if wired or not p.bundled or p.component.source == own]
 
 
 def seat(

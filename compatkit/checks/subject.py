@@ -11,7 +11,7 @@ from compatkit.checks.parts import Part
 from compatkit.knowledge import cel
 from compatkit.knowledge.protocol import Rules
 from compatkit.knowledge.subjects import blank
-from compatkit.vocabulary import FileProblem, Policy
+from compatkit.vocabulary import FileProblem, Policy, Wiring
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class Builder:
     locked: bool = False
     policy: Policy | None = None
     licenses: Mapping[str, str] = field(default_factory=dict)
+    wiring: Wiring | None = None
     subjects: dict[str, list[Subject]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: list[tuple[str, str, bool]] = field(default_factory=list)

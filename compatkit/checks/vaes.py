@@ -31,8 +31,8 @@ def build(builder: Builder) -> None:
         (d, v)
         for d in diffusions
         for v in vaes
-        # The VAE inside one checkpoint is not meant for the model of another.
-        if not (v.bundled and len(diffusions) > 1 and v.component.source != d.component.source)
+        # The VAE inside one checkpoint is not meant for the model of another, unless a workflow wires it so.
+        if builder.wiring or not (v.bundled and len(diffusions) > 1 and v.component.source != d.component.source)
     ]
     served = {
         i
@@ -44,7 +44,7 @@ def build(builder: Builder) -> None:
         ours, theirs = sides[diffusion.index], sides[vae.index]
         # Several sets at once: a model and a VAE that each have their own counterpart are not meant for each other.
         apart = not set(_meant_for(theirs, ours, diffusion)["spaces"]) & set(theirs["spaces"])
-        if not (apart and {diffusion.index, vae.index} <= served):
+        if builder.wiring or not (apart and {diffusion.index, vae.index} <= served):
             _pair(builder, diffusion, vae, ours, theirs)
 
 

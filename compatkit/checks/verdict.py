@@ -11,7 +11,7 @@ from compatkit.vocabulary import Finding, NotChecked, Verdict
 
 #: Roles that need no family: identified to their architecture is identified.
 _ARCHITECTURE_ENOUGH = frozenset({"llm", "upscaler", "embedding"})
-_JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", "audio_encoder", *ROLES})
+_JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", "audio_encoder", "mmproj", *ROLES})
 
 #: Checks that do not exist yet: id, roles they would look at, settings they would read, and why.
 _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
@@ -19,15 +19,9 @@ _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("host/disk", (), ("disk_free",), "disk space is not checked yet"),
     ("host/memory", (), ("vram", "offload", "host"), "memory is not estimated yet"),
     ("host/torch", (), ("torch", "driver", "host"), "GPU, driver and torch are not checked yet"),
-    (
-        "workflow/sampling",
-        ("diffusion",),
-        ("steps", "cfg", "sampler", "scheduler", "shift"),
-        "sampler settings are not judged yet",
-    ),
-    ("workflow/latent", ("diffusion",), ("latent_node", "width", "height"), "latent node and size are not judged yet"),
+    ("workflow/sampling", (), ("sampler", "scheduler", "shift"), "sampler, scheduler and shift are not judged"),
+    ("workflow/size", (), ("width", "height"), "the size of the picture is not judged"),
     ("lora/strength", (), ("strength",), "what a strength makes of a picture is not judged"),
-    ("workflow/dtype", ("diffusion",), ("dtype",), "the compute dtype is not judged yet"),
 )
 #: Settings that a user may give although no check reads them yet.
 UNREAD_SETTINGS = frozenset(key for _, _, keys, _ in _PENDING for key in keys)
@@ -85,7 +79,7 @@ def pending(every: Sequence[Part], settings: Mapping[str, str]) -> list[NotCheck
     for rule, needs, keys, why in _PENDING:
         given = [f"{k}={settings[k]}" for k in keys if k in settings]
         if given or not needs or roles & set(needs):
-            if not given and rule in ("host/torch", "workflow/latent", "workflow/dtype", "lora/strength"):
+            if not given and rule in ("host/torch", "lora/strength", "workflow/sampling", "workflow/size"):
                 continue
             out.append(NotChecked(rule, f"{why} ({', '.join(given)} not read)" if given else why))
     # An adapter beside a base is a pair that some check ought to compare.

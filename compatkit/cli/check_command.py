@@ -14,6 +14,7 @@ from compatkit.cli.options import (
     output_options,
     rules_option,
     step_summary,
+    workflow_options,
 )
 
 
@@ -56,6 +57,7 @@ from compatkit.cli.options import (
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An earlier report (check -o FILE.json): only findings that are not in it fail.",
 )
+@workflow_options
 @network_options
 @headers_only_option
 @output_options
@@ -69,6 +71,9 @@ def command(
     fail_on: str,
     strict: bool,
     baseline: Path | None,
+    models: tuple[str, ...],
+    comfyui: str | None,
+    links: bool,
     offline: bool,
     full: bool,
     headers_only: bool,
@@ -81,8 +86,8 @@ def command(
     """Say whether the SOURCEs will run together, which error they would meet, and what to change.
 
     Give the files of one set: the diffusion model, its text encoders, the VAE. `ROLE=SOURCE` (vae=x.safetensors)
-    forces a role. A `stack.toml` or `stack.lock` names a whole set. A set is judged for the roles it holds; what was
-    not checked is listed with the reason.
+    forces a role. A `stack.toml`, a `stack.lock` or a ComfyUI workflow (its JSON, or a PNG made with it) names a whole
+    set. A set is judged for the roles it holds; what was not checked is listed with the reason.
     """
     from compatkit import api
 
@@ -100,6 +105,9 @@ def command(
         headers_only=headers_only,
         offline=offline,
         full=full,
+        models=models,
+        comfyui=comfyui,
+        links=links,
         **api.pairs(settings, "--set", "KEY=VALUE"),
     )
 

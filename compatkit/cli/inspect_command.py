@@ -6,17 +6,29 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import deliver, headers_only_option, network_options, only, output_options, rules_option
+from compatkit.cli.options import (
+    deliver,
+    headers_only_option,
+    network_options,
+    only,
+    output_options,
+    rules_option,
+    workflow_options,
+)
 
 
 @click.command("inspect")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@workflow_options
 @network_options
 @headers_only_option
 @output_options
 @rules_option
 def command(
     sources: tuple[str, ...],
+    models: tuple[str, ...],
+    comfyui: str | None,
+    links: bool,
     offline: bool,
     full: bool,
     headers_only: bool,
@@ -37,7 +49,14 @@ def command(
 
     only(("text", "json", "markdown"), "inspect", format_, outputs)
     components, unreachable = api.inspect_all(
-        sources, rules=rules, headers_only=headers_only, offline=offline, full=full
+        sources,
+        rules=rules,
+        headers_only=headers_only,
+        offline=offline,
+        full=full,
+        models=models,
+        comfyui=comfyui,
+        links=links,
     )
     for message in unreachable:
         click.echo(f"Error: {message}", err=True)

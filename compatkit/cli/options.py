@@ -79,6 +79,17 @@ def network_options(command: F) -> F:
     return click.option("--offline", is_flag=True, help=offline)(command)
 
 
+def workflow_options(command: F) -> F:
+    """--models, --comfyui, --links."""
+    folder = click.Path(exists=True, file_okay=False)
+    models = "Where a workflow's files lie: a folder laid out as ComfyUI's models folder. Repeatable."
+    install = "A ComfyUI install: its models, its extra_model_paths.yaml, its version. It is read, never run."
+    links = "Read the headers of a workflow's files that are not here from where the workflow says they can be had."
+    command = click.option("--links", is_flag=True, help=links)(command)
+    command = click.option("--comfyui", metavar="DIR", type=folder, help=install)(command)
+    return click.option("--models", multiple=True, metavar="DIR", type=folder, help=models)(command)
+
+
 def rules_option(command: F) -> F:
     """--rules DIR."""
     return click.option(

@@ -7,6 +7,7 @@ tables.json           checks, runtimes, packings, error texts
 adapters.json         how adapters are spelled, and what each runtime reads of them
 targets.json          which families have a module of some name and size
 classes.json          which library's class holds which family, how it is configured and called: for dry runs alone
+nodes.json            what the nodes of a graph editor load and want
 manifest.json         what it was made from
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compatkit.knowledge import adapterfile, checkfile, classfile, runtimefile
+from compatkit.knowledge import adapterfile, checkfile, classfile, nodefile, runtimefile
 from compatkit.knowledge.errorfile import known_numbers, parse_errors
 from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
@@ -50,6 +51,7 @@ class Sources:
         self.runtimes: list[RuleFile] = []
         self.adapters: list[RuleFile] = []
         self.classes: list[RuleFile] = []
+        self.nodes: list[RuleFile] = []
         self.tables: dict[str, RuleFile] = {}
         self.parts: dict[str, Part] = {}
         for root in roots:
@@ -77,12 +79,15 @@ class Sources:
             self.adapters.append(file)
         elif kind == "classes":
             self.classes.append(file)
+        elif kind == "nodes":
+            self.nodes.append(file)
         elif len(path.relative_to(root).parts) == 1 or kind == "errors":
             self.tables[path.relative_to(root).with_suffix("").as_posix()] = file
         else:  # users may keep checks at the top of their folder
             raise file.error(
                 (),
-                f"{kind!r} is not a folder of rules (families, checks, runtimes, adapters, classes, keymaps, errors)",
+                f"{kind!r} is not a folder of rules "
+                "(families, checks, runtimes, adapters, classes, nodes, keymaps, errors)",
             )
 
     def compiled_families(self) -> list[Family]:
@@ -140,6 +145,7 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
         name: table for file in sources.adapters for name, table in adapterfile.parse(file).items()
     }
     documents["classes.json"] = classfile.parse_classes(sources.classes, members)
+    documents["nodes.json"] = nodefile.parse(sources.nodes)
     documents["tables.json"] = {
         "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
         "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},

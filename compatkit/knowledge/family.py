@@ -50,6 +50,7 @@ CARD_KEYS = {
     "facts": dict,
     "latent": dict,
     "text_encoders": list,
+    "vision": dict,
     "image_encoders": list,
     "audio_encoders": list,
     "output": dict,

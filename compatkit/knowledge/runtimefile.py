@@ -55,7 +55,7 @@ _TE_KEYS = ("embedding", "routes", "network", "note")
 _ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
 _TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "vocab", "note")
 _CLIP_KEYS = ("single", "several", "fallback")
-_HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "note")
+_HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")
 
 
 def parse(file: RuleFile) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Knowledge:
         self._adapters: dict[str, Any] | None = None
         self._targets: dict[str, Any] | None = None
         self._classes: dict[str, Any] | None = None
+        self._nodes: dict[str, Any] | None = None
         self.index: dict[str, Any] = self._read("index.json")
 
     def _read(self, name: str) -> Any:
@@ -106,6 +107,12 @@ class Knowledge:
         if self._classes is None:
             self._classes = self._read("classes.json")
         return self._classes
+
+    def nodes(self) -> Mapping[str, Any]:
+        """What the nodes of a graph editor take, give, load and want (`nodefile`)."""
+        if self._nodes is None:
+            self._nodes = self._read("nodes.json")
+        return self._nodes
 
     def checks(self) -> Sequence[Mapping[str, Any]]:
         """The parsed entries of `rules/checks/`."""

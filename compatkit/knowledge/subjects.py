@@ -9,48 +9,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Field(NamedTuple):
-    """One field: the value it has where nothing is known, and what it says."""
-
-    default: Any
-    says: str
-
-
-def _fields(**fields: tuple[Any, str]) -> dict[str, Field]:
-    return {name: Field(*pair) for name, pair in fields.items()}
-
-
-#: One model found in a source.
-PART = _fields(
-    name=("", "file name, for messages; never evidence"),
-    title=("", "what it is, in words: the family's title"),
-    role=("", "diffusion, text_encoder, vae, llm, …, unknown"),
-    family=(None, "family id, null if it could not be identified"),
-    families=([], "every family the header allows, oldest first"),
-    format=("", "safetensors, gguf, …"),
-    layout=("", "native, diffusers, …"),
-    prefix=("", "what stands before every tensor name"),
-    scheme=("none", "quantisation scheme"),
-    dtypes=({}, "tensors by dtype"),
-    architecture=(None, "general.architecture of a GGUF"),
-    size=("", "size on disk, in words"),
-    parameters=(0, "number of parameters"),
-    facts=({}, "solved symbols and facts of the family"),
-    missing=(0, "tensors the family has and the file has not"),
-    first_missing=([], "the first of them"),
-    foreign=(0, "tensors the family does not know"),
-    first_foreign=([], "the first of them"),
-    mismatched=(0, "tensors of another shape than the family's"),
-    first_mismatched=([], "the first of them"),
-    closest=(None, "the family that came closest, where none fits"),
-    reason=("", "why it was not identified"),
-    readable=(True, "whether its header could be read"),
-    assumed=(False, "whether the user said what it is"),
-    bundled=(False, "whether it is part of an all-in-one checkpoint"),
-)
+from compatkit.knowledge.subjectfields import LOADER, PART, Field
+from compatkit.knowledge.subjectfields import fields as _fields
+from compatkit.knowledge.workflowsubjects import WORKFLOW
 
 #: What a diffusers folder's configs say of one of its parts.
 DECLARED = _fields(
@@ -62,13 +25,6 @@ DECLARED = _fields(
     tensors=(None, "the class these tensors are of, null if it is not known"),
 )
 
-#: The loader a subject is judged for.
-LOADER = _fields(
-    runtime=("", "name of the runtime"),
-    label=("", "the runtime and its version as the user named it"),
-    engine=("torch", "torch or ggml: whose error texts apply"),
-    version=(None, "its version, null if unknown"),
-)
 
 LOADING = _fields(
     supported=("yes", "whether it has this model at all: yes, no, unknown"),
@@ -409,6 +365,7 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "picture": {"picture": PICTURE},
     "latent": {"latent": LATENT},
     "roundtrip": {"component": PART, "trip": ROUND_TRIP},
+    **WORKFLOW,
     "role": {
         "role": _fields(
             name=("", "a role the user requires"), label=("", "in words"), present=(True, "whether the set has it")

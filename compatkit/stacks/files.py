@@ -68,8 +68,8 @@ def _refuse_unsupported(source: str) -> None:
         raise SourceError(f"{shown(source)}: a stack file stands for a whole set: `compatkit check` and `lock` take it")
     if lower.endswith(".json") and not lower.endswith(".index.json") and os.path.isfile(source):
         raise SourceError(
-            f"{shown(source)}: workflows and configs are not supported yet; name the model files (or a "
-            "*.safetensors.index.json)"
+            f"{shown(source)}: no workflow, and a config says nothing by itself; name the model files, "
+            "the folder it lies in, or a *.safetensors.index.json"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sources that stand for a whole set: a `stack.toml` or a `stack.lock` among what a command was given."""
+"""Sources that stand for a whole set: a `stack.toml`, a `stack.lock` or a workflow among what a command was given."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from compatkit.stacks import lockfile, stackfile
 from compatkit.stacks.files import Request
 from compatkit.stacks.lockfile import LockedSource
 from compatkit.stacks.stackfile import StackFile
+from compatkit.stacks.workflow import graph as workflow
 from compatkit.vocabulary import Component, SourceError
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a command was given: sources one by one, the stack file among them, and what a lock says of each."""
+    """What a command was given: sources one by one, the stack file or workflow among them, what a lock says of each."""
 
     sources: Sequence[str | Request]
     stack: StackFile | None = None
     locked: Sequence[LockedSource] = field(default_factory=tuple)
+    workflow: str | None = None
 
     def compared(self, request: Request, components: list[Component]) -> list[Component]:
         """The components of one source, with what differs from its lock among their problems."""
@@ -44,6 +46,13 @@ def named(texts: Sequence[str]) -> Named:
         SourceError: there are two of them, or one is not what it should be.
     """
     found = [t for t in texts if is_whole(t)]
+    graphs = [t for t in texts if t not in found and workflow.looks_like(t)]
+    if len(graphs) + bool(found) > 1 and graphs:
+        raise SourceError(
+            f"{shown(graphs[0])} and {shown([*graphs[1:], *found][0])}: give one workflow or stack at a time"
+        )
+    if graphs:
+        return Named([t for t in texts if t != graphs[0]], workflow=graphs[0])
     if not found:
         return Named(texts)
     if len(found) > 1:

@@ -97,10 +97,10 @@ def test_the_policy_may_fail_on_warnings_and_on_unknown(run: Run, right_set: lis
 def test_settings_host_and_strength_that_no_check_reads_are_listed(
     run: Run, right_set: list[Path], tmp_path: Path
 ) -> None:
-    write(tmp_path, 'host = "RTX 5090"\n' + RIGHT + "[settings]\nsteps = 9\n")
+    write(tmp_path, 'host = "RTX 5090"\n' + RIGHT + '[settings]\nsteps = 9\nscheduler = "beta"\n')
     whys = json.dumps(json.loads(run("check", "stack.toml", "--format", "json").stdout)["not_checked"])
     assert "host=RTX 5090" in whys
-    assert "steps=9" in whys
+    assert "scheduler=beta" in whys
     write(tmp_path, RIGHT + "[settings]\nstep = 9\n")
     refused = run("check", "stack.toml")
     assert refused.returncode == 2

@@ -1,0 +1,128 @@
+"""Several sets of one workflow judged one by one, and told as one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from compatkit.checks.engine import judge
+from compatkit.checks.parts import Part, parts
+from compatkit.checks.verdict import headline, identified, verdict
+from compatkit.knowledge.protocol import Rules
+from compatkit.vocabulary import LEVELS, Component, Finding, NotChecked, Report, Stack
+
+#: Findings about the lack of something that another finding of the same sampler explains.
+_FOLLOWS = {"encoder/missing": "workflow/loader-role", "encoder/surplus": "workflow/prompt-of-another-model"}
+#: What a loader of a class that nobody described can open is not known.
+_OF_LOADERS = ("loader/", "quant/")
+
+
+def judge_all(
+    stacks: Sequence[Stack], components: Sequence[Component], rules: Rules, notes: Sequence[NotChecked] = ()
+) -> Report:
+    """Judge every set; findings are about `components`, which each set's wiring refers to.
+
+    A finding that holds for some samplers only says for which. `notes` are what nobody could judge.
+
+    Raises:
+        KeyError: a set names a runtime that the rules do not know.
+    """
+    whole = Stack(tuple(components), stacks[0].runtimes if stacks else (), stacks[0].settings if stacks else {})
+    every = parts(whole, rules)
+    reports = [judge(stack, rules) for stack in stacks]
+    findings = _findings(stacks, [_explained(s, r) for s, r in zip(stacks, reports, strict=True)])
+    findings += _untouched(whole, stacks, rules)
+    findings.sort(key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
+    checked = dict.fromkeys(rule for r in reports for rule in r.checked)
+    skipped = [n for r in reports for n in r.not_checked if n.blocks or n.rule not in checked]
+    skipped = list(dict.fromkeys([*skipped, *notes]))
+    outcome = verdict(_touched(every, stacks), findings, skipped)
+    return Report(
+        verdict=outcome,
+        judged=tuple(dict.fromkeys(p.role for p in every if identified(p))),
+        components=tuple(components),
+        findings=tuple(findings),
+        adapters=tuple(_adapters(stacks, reports)),
+        checked=tuple(checked),
+        not_checked=tuple(skipped),
+        headline=headline(outcome, every),
+        policy=stacks[0].policy if stacks else None,
+    )
+
+
+def _explained(stack: Stack, report: Report) -> Report:
+    """A report without what only follows from another of its findings, or from a loader that nobody knows."""
+    there = {f.rule for f in report.findings}
+    strange = {i for use in (stack.wiring.loads if stack.wiring else ()) if not use.node.rule for i in use.components}
+    packings = {
+        (i, packing)
+        for use in (stack.wiring.loads if stack.wiring else ())
+        for packing in use.node.rule.get("packings") or ()
+        for i in use.components
+    }
+    kept, notes = [], []
+    for finding in report.findings:
+        if _FOLLOWS.get(finding.rule) in there:
+            continue
+        if finding.rule.startswith("quant/") and any(
+            (i, finding.evidence.get("scheme")) in packings for i in finding.components
+        ):
+            continue
+        if finding.rule.startswith(_OF_LOADERS) and strange and set(finding.components) <= strange:
+            names = ", ".join(stack.components[i].source for i in finding.components)
+            why = f"{names}: the workflow loads it with a node of a class that is not known"
+            notes.append(NotChecked(finding.rule, why, blocks=finding.level == "error"))
+            continue
+        kept.append(finding)
+    return replace(report, findings=tuple(kept), not_checked=(*report.not_checked, *notes))
+
+
+def _findings(stacks: Sequence[Stack], reports: Sequence[Report]) -> list[Finding]:
+    """Every finding once, about the whole report's components."""
+    found: dict[tuple[Any, ...], tuple[Finding, list[str]]] = {}
+    for stack, report in zip(stacks, reports, strict=True):
+        index = stack.wiring.index if stack.wiring else range(len(stack.components))
+        label = stack.wiring.sampler.label if stack.wiring else ""
+        for finding in report.findings:
+            moved = replace(finding, components=tuple(index[i] for i in finding.components))
+            key = (moved.rule, moved.level, moved.components, moved.message)
+            found.setdefault(key, (moved, []))[1].append(label)
+    samplers = {s.wiring.sampler.label for s in stacks if s.wiring}
+    out = []
+    for finding, labels in found.values():
+        about = set(labels) - {""}
+        if len(samplers) > 1 and about and len(about) < len(samplers) and not finding.rule.startswith("file/"):
+            message = f"{finding.message} (In {', '.join(sorted(about))}.)"
+            finding = replace(finding, message=message, evidence={**finding.evidence, "samplers": sorted(about)})
+        out.append(finding)
+    return out
+
+
+def _touched(every: Sequence[Part], stacks: Iterable[Stack]) -> list[Part]:
+    """The parts that some sampler is given: a file that reaches none decides nothing."""
+    reached = {i for s in stacks for i in (s.wiring.index if s.wiring else range(len(s.components)))}
+    return [p for p in every if p.index in reached or p.component.format == "unreadable"]
+
+
+def _untouched(whole: Stack, stacks: Sequence[Stack], rules: Rules) -> list[Finding]:
+    """What is wrong with files that reach no sampler."""
+    reached = {p.index for p in _touched(parts(whole, rules), stacks)}
+    judged = {i for s in stacks for i in (s.wiring.index if s.wiring else range(len(s.components)))}
+    return [
+        Finding(p.rule, p.level, (i,), p.message, {}, p.fix, dict(p.evidence))
+        for i, c in enumerate(whole.components)
+        if i not in judged and (i in reached or c.problems)
+        for p in c.problems
+    ]
+
+
+def _adapters(stacks: Sequence[Stack], reports: Sequence[Report]) -> list[Mapping[str, Any]]:
+    out: list[Mapping[str, Any]] = []
+    for stack, report in zip(stacks, reports, strict=True):
+        index = stack.wiring.index if stack.wiring else range(len(stack.components))
+        for row in report.adapters:
+            moved = {**row, "component": index[row["component"]], "base": index[row["base"]]}
+            if moved not in out:
+                out.append(moved)
+    return out

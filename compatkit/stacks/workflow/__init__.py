@@ -1,0 +1,1 @@
+"""ComfyUI workflows as sources: read, wired, and resolved to files."""
