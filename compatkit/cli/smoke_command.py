@@ -105,6 +105,7 @@ def command(
         offline=offline,
         headers_only=False,
         full=True,
+        links=False,
         **api.pairs(settings, "--set", "KEY=VALUE"),
     )
     if scan_only:

@@ -1,4 +1,4 @@
-"""What the workflow checks may look at: how a set is sampled, what its nodes load and want, whose prompt reaches whom."""
+"""What the workflow checks may look at: how a set is sampled, what its nodes load and want, whose prompt meets whom."""
 
 from __future__ import annotations
 
