@@ -331,6 +331,11 @@ def rule_entries(rules: Iterable[Path] = ()) -> dict[str, Mapping[str, Any]]:
     return {str(c["id"]): c for c in load(tuple(rules)).checks()}
 
 
+def cards(rules: Iterable[Path] = ()) -> list[Mapping[str, Any]]:
+    """The graphics cards that `rules/gpus.yaml` knows."""
+    return list(load(tuple(rules)).table("gpus") or [])
+
+
 def titles(components: Iterable[Component], rules: Iterable[Path] = ()) -> dict[str, str]:
     """Family id -> the name its makers gave it, for every family these components may be."""
     knowledge = load(tuple(rules))

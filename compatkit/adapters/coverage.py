@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from compatkit.adapters.base import Base
+from compatkit.adapters.blocks import blocks
 from compatkit.adapters.fit import FITS, NEEDED, Shape, matrix
 from compatkit.adapters.keys import Key, Spellings
 from compatkit.adapters.names import Target, held_names, key_map
@@ -46,6 +47,7 @@ class Coverage:
     applied: int = 0
     crash: str = ""
     conversion: str = ""
+    blocks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -134,6 +136,9 @@ def coverage(
         _because(out, "junk", name)
     for target, (module, algorithm, parts) in patches.items():
         _apply(out, spelled, table, weights, target, module, algorithm, parts)
+    touched = {t.weight for t in patches}
+    drawn = {n: s for n, s in weights.items() if n in touched or n not in (encoder_shapes or {})}
+    out.blocks = blocks(drawn, touched, (m.weight for m in out.mismatches))
     return out
 
 

@@ -124,6 +124,7 @@ def entry(lora: Part, base: Part, loader: Loader, found: Coverage) -> dict[str, 
         "modules_matched": found.modules_matched,
         "modules_shape_mismatch": len(found.mismatches),
         "verdict": found.verdict,
+        "blocks": found.blocks,
     }
 
 

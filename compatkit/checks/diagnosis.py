@@ -49,12 +49,14 @@ class Cause(NamedTuple):
     fix: str
     lines: int = 1
     confirmed: bool = False
+    exact: bool = False
 
 
 class _Entry(NamedTuple):
     patterns: list[re.Pattern[str]]
     causes: Sequence[Mapping[str, Any]]
     topic: bool
+    exact: bool
 
 
 def diagnose(
@@ -62,7 +64,7 @@ def diagnose(
 ) -> list[Cause]:
     """Causes of what a log says, best first; those a finding about the files at hand confirms come before others."""
     compiled = [
-        _Entry([re.compile(p) for p in e["patterns"]], e["causes"], bool(e.get("topic")))
+        _Entry([re.compile(p) for p in e["patterns"]], e["causes"], bool(e.get("topic")), bool(e.get("exact")))
         for e in entries
         if "causes" in e
     ]
@@ -179,7 +181,7 @@ def _causes(
         elif raised:
             score *= WARNED
         told = {k: v for k, v in captured.items() if v != ""}
-        yield Cause(cause["rule"], round(score, 4), line, told, message, str(cause.get("fix", "")))
+        yield Cause(cause["rule"], round(score, 4), line, told, message, str(cause.get("fix", "")), exact=entry.exact)
 
 
 def _applies(condition: Any, values: Mapping[str, Any]) -> bool:
@@ -193,12 +195,16 @@ def _applies(condition: Any, values: Mapping[str, Any]) -> bool:
 
 
 def _confirmed(cause: Cause, findings: Sequence[Finding]) -> Cause:
-    """The finding of the same rule, or of its group, speaks of the user's own files: it says it better.
+    """The finding of the same rule (or of its group, if the entry is not `exact`) speaks of the user's files.
 
     Where both name numbers and share none, the log is of another set: then the finding explains nothing.
     """
     group = cause.rule.partition("/")[0]
-    fitting = [f for f in findings if f.rule.partition("/")[0] == group and _agree(cause, f)]
+    fitting = [
+        f
+        for f in findings
+        if (f.rule == cause.rule or (not cause.exact and f.rule.partition("/")[0] == group)) and _agree(cause, f)
+    ]
     if not fitting:
         return cause
     finding = max(fitting, key=lambda f: (f.rule == cause.rule, len(_numbers(f.evidence) & _told(cause))))

@@ -35,7 +35,7 @@ def rendered(
     if kind == "html":
         from compatkit.render.incident import Incident, incident_html
 
-        return incident_html(Incident(report, titles))
+        return incident_html(Incident(report, titles, cards=api.cards(rules)))
     if kind == "github":
         from compatkit.render.github import check_github
 

@@ -21,6 +21,13 @@ _FORMATS = ("markdown", "html", "json")
 @click.argument("sources", nargs=-1, metavar="SOURCE…")
 @click.option("--log", "log", metavar="FILE|-", help="What the run said (or - for standard input): it is matched.")
 @click.option(
+    "--smoke",
+    "smoke",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="What a smoke test left: report.json, pictures and plots (*.png, *.svg).",
+)
+@click.option(
     "--diff",
     "diff",
     nargs=2,
@@ -47,6 +54,7 @@ _FORMATS = ("markdown", "html", "json")
 def command(
     sources: tuple[str, ...],
     log: str | None,
+    smoke: Path | None,
     diff: tuple[Path, Path] | None,
     lang: str,
     templates: Path | None,
@@ -85,6 +93,7 @@ def command(
         this_environment,
     )
     from compatkit.render.redact import Redactor
+    from compatkit.render.style import basename
 
     format_ = "markdown" if format_ == "text" else format_
     only(_FORMATS, "report", format_, outputs)
@@ -108,10 +117,21 @@ def command(
         **run,
     )
     named = [c.source for c in report.components] + [s.partition("=")[2] or s for s in sources]
-    redactor = Redactor([*named, *map(str, rules), *([log] if log else [])], full_paths)
+    tested = None
+    if smoke is not None:
+        from compatkit.render.smokedir import joined, read
+
+        tested = read(smoke, [basename(c.source) for c in report.components])
+        report = joined(report, tested)
+    redactor = Redactor(
+        [*named, *map(str, rules), *([log] if log else []), *([str(smoke)] if smoke else [])], full_paths
+    )
     causes = None
+    run_facts: dict[str, str] = {}
     if log is not None:
-        found = api.causes(read_log(log), report.findings, rules)
+        text = read_log(log)
+        found = api.causes(text, report.findings, rules)
+        run_facts = {k: redactor.text(v) for k, v in api.run_facts(text, rules).items()}
         causes = [
             c._replace(
                 matched=redactor.text(c.matched), message=redactor.text(c.message), fix=redactor.text(c.fix),
@@ -123,6 +143,7 @@ def command(
     options += [("--assume", _pair(a, redactor)) for a in assumed] + ([("--require", required)] if required else [])
     options += [("--rules", redactor.source(str(r))) for r in rules]
     options += [("--log", redactor.source(log))] if log else []
+    options += [("--smoke", redactor.source(str(smoke)))] if smoke else []
     shown = redactor.report(report)
     incident = Incident(
         shown,
@@ -130,6 +151,9 @@ def command(
         causes,
         _command([_pair(s, redactor, first=False) for s in sources], options),
         this_environment(),
+        tested,
+        run_facts,
+        api.cards(rules),
     )
 
     def render(kind: str, colour: bool) -> str:

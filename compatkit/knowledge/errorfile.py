@@ -9,9 +9,10 @@ from typing import Any
 from compatkit.knowledge import cel
 from compatkit.knowledge.yamlfile import RuleFile
 
-#: `topic`: counts only where nothing else speaks. `fact`: no cause, but something a log says of the run (`value` is
-#: captured); `many`: all of its values are of interest, not only the last.
-_KEYS = {"id", "title", "patterns", "causes", "topic", "fact", "many"}
+#: `topic`: counts only where nothing else speaks. `exact`: only a finding of a cause's own rule explains the line, not
+#: one of its group. `fact`: no cause, but something a log says of the run (`value` is captured); `many`: all of its
+#: values are of interest, not only the last.
+_KEYS = {"id", "title", "patterns", "causes", "topic", "exact", "fact", "many"}
 _CAUSE = {"rule", "score", "when", "message", "fix"}
 #: Encoders whose hidden layers are concatenated give multiples of their width.
 _TAPS = (1, 3)

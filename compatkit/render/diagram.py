@@ -12,7 +12,9 @@ from compatkit.vocabulary import Component, Finding, Report
 WIDTH, HEIGHT, GAP, ACROSS = 230, 74, 22, 250
 #: More boxes in one column are not drawn, but counted.
 MOST = 8
-_COLUMNS = {"text_encoder": 0, "clip_vision": 0, "llm": 0, "mmproj": 0, "diffusion": 1, "vae": 2}
+_COLUMNS = {"text_encoder": 0, "clip_vision": 0, "llm": 0, "mmproj": 0, "diffusion": 1, "vae": 2, "upscaler": 2}
+#: What is put onto a model, or steers it: drawn below the encoders.
+_ADAPTERS = {"lora", "controlnet", "ip_adapter", "style_model", "embedding"}
 
 
 class Box(NamedTuple):
@@ -28,7 +30,7 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """One junction: from, to, what flows, and whether it breaks."""
+    """One junction: from, to, what flows, whether it breaks, and at which end there is room for the labels."""
 
     x1: int
     y1: int
@@ -36,6 +38,7 @@ class Arrow(NamedTuple):
     y2: int
     labels: tuple[str, ...]
     broken: bool
+    near: str
 
 
 class Diagram(NamedTuple):
@@ -53,9 +56,11 @@ def diagram(report: Report, titles: Mapping[str, str], say: Callable[[str], str]
     """The drawing of a set; None where there is nothing to draw a line between."""
     columns: list[list[int]] = [[], [], []]
     rest: list[int] = []
+    put_on: list[int] = []
     for i, c in enumerate(report.components):
         column = _COLUMNS.get(c.role)
-        (rest if column is None else columns[column]).append(i)
+        (put_on if c.role in _ADAPTERS else rest if column is None else columns[column]).append(i)
+    columns[0] += put_on
     if not columns[1] or len(report.components) < 2:
         return None
     drawn = [c[:MOST] for c in columns]
@@ -69,10 +74,19 @@ def diagram(report: Report, titles: Mapping[str, str], say: Callable[[str], str]
     arrows = []
     for d in columns[1]:
         if d in boxes:
-            feeding = [e for e in drawn[0] if not _idle(report, e)]
+            feeding = [e for e in drawn[0] if e not in put_on and not _idle(report, e)]
             alone = len(feeding) == 1
             arrows += [_arrow(report, boxes, e, d, _text(report, e, d, alone, say)) for e in feeding]
-            arrows += [_arrow(report, boxes, d, v, _latent(report, d, v, say)) for v in drawn[2]]
+            arrows += [
+                _arrow(report, boxes, a, d, _coverage(report, a, d, say))
+                for a in drawn[0]
+                if a in put_on and _belongs(report, a, d)
+            ]
+            arrows += [
+                _arrow(report, boxes, d, v, _latent(report, d, v, say))
+                for v in drawn[2]
+                if report.components[v].role == "vae"
+            ]
     words = "; ".join(
         f"{boxes_.title} {'✗' if arrow.broken else '→'} {', '.join(arrow.labels)}"
         for arrow in arrows
@@ -86,7 +100,7 @@ def diagram(report: Report, titles: Mapping[str, str], say: Callable[[str], str]
 def _box(report: Report, i: int, x: int, y: int, titles: Mapping[str, str], say: Callable[[str], str]) -> Box:
     c = report.components[i]
     broken = any(f.level == "error" and f.components == (i,) for f in report.findings)
-    title = titles.get(c.family, c.family) if c.family else say("not recognised")
+    title = titles.get(c.family, c.family) if c.family else c.title or say("not recognised")
     return Box(x, y, i + 1, say(c.role.replace("_", " ")), _cut(title, 28), _cut(basename(c.source), 32), broken)
 
 
@@ -97,7 +111,8 @@ def _cut(text: str, limit: int) -> str:
 def _arrow(report: Report, boxes: Mapping[int, Box], a: int, b: int, labels: tuple[str, ...]) -> Arrow:
     broken = any(f.level == "error" and {a, b} <= set(f.components) for f in report.findings)
     one, two = boxes[a], boxes[b]
-    return Arrow(one.x + WIDTH, one.y + HEIGHT // 2, two.x, two.y + HEIGHT // 2, labels, broken)
+    near = "start" if one.x == 0 else "end"
+    return Arrow(one.x + WIDTH, one.y + HEIGHT // 2, two.x, two.y + HEIGHT // 2, labels, broken, near)
 
 
 def _between(report: Report, a: int, b: int, *names: str) -> Finding | None:
@@ -110,6 +125,22 @@ def _between(report: Report, a: int, b: int, *names: str) -> Finding | None:
 def _idle(report: Report, encoder: int) -> bool:
     """Whether an encoder feeds nothing: it is one too many."""
     return any(f.rule == "encoder/surplus" and encoder in f.components for f in report.findings)
+
+
+def _belongs(report: Report, adapter: int, model: int) -> bool:
+    """Of several models in a set an adapter is drawn onto those that it was measured against."""
+    bases = {a["base"] for a in report.adapters if a["component"] == adapter}
+    return not bases or model in bases
+
+
+def _coverage(report: Report, adapter: int, model: int, say: Callable[[str], str]) -> tuple[str, ...]:
+    """How much of an adapter the runtime takes."""
+    for entry in report.adapters:
+        if (entry["component"], entry["base"]) == (adapter, model):
+            lost = entry.get("modules_shape_mismatch")
+            counts = f"{entry['keys_matched']}/{entry['keys']} {say('keys')}"
+            return (counts, f"{lost} {say('do not fit')}") if lost else (counts,)
+    return ()
 
 
 def _text(report: Report, encoder: int, model: int, alone: bool, say: Callable[[str], str]) -> tuple[str, ...]:

@@ -10,13 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compatkit import __version__
+from compatkit.render.blockmap import Map, block_map
 from compatkit.render.catalogue import Catalogue, catalogue
 from compatkit.render.document import check_document
+from compatkit.render.memory import Memory, memory
 from compatkit.stacks.lockfile import header_digest
 from compatkit.vocabulary import Component, Finding, NotChecked, Report
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
+    from compatkit.render.smokedir import Smoke
+
+#: Maps of coverage on a page.
+MAPS = 12
 
 #: Evidence that is two facts to hold against each other: of the first file, its label, of the second, its label.
 _PAIRS = (
@@ -53,7 +59,9 @@ class Incident(NamedTuple):
     causes: Sequence[Cause] | None = None
     command: str = ""
     environment: Mapping[str, str] = {}
-    full: bool = True
+    smoke: Smoke | None = None
+    run: Mapping[str, str] = {}
+    cards: Sequence[Mapping[str, Any]] = ()
 
     def digest(self, component: Component) -> str:
         """The header digest of the source that holds a component, as `stack.lock` has it."""
@@ -79,6 +87,14 @@ class Incident(NamedTuple):
         from compatkit.checks.diagnosis import telling
 
         return telling(self.causes or ())
+
+    def maps(self) -> list[Map]:
+        """Which blocks of its base each adapter changes."""
+        return [m for a in self.report.adapters[:MAPS] if (m := block_map(a)) is not None]
+
+    def memory(self) -> Memory | None:
+        """What the weights weigh beside the memory of cards."""
+        return memory(self.report, self.cards, self.run)
 
     def other_causes(self) -> list[Cause]:
         """What the log says and no finding explains."""
@@ -161,6 +177,10 @@ def incident_document(incident: Incident) -> dict[str, Any]:
             for source in dict.fromkeys(c.source for c in report.components)
         ],
         "check": check_document(report),
+        "smoke": None
+        if incident.smoke is None
+        else {"verdict": incident.smoke.verdict, "pictures": [p.title for p in incident.smoke.pictures]},
+        "log": dict(incident.run),
         "causes": None if incident.causes is None else _causes(incident.causes),
         "environment": dict(incident.environment),
         "reproduce": incident.command,

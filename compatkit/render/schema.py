@@ -117,6 +117,21 @@ _ADAPTER = {
         "modules_matched": _COUNT,
         "modules_shape_mismatch": _COUNT,
         "verdict": {"enum": ["full", "partial", "shape_mismatch", "none"]},
+        "blocks": {
+            "type": "array",
+            "description": "the base's blocks in its order: matrices, those that are changed, those that do not fit",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "run": {"type": "string"},
+                    "index": {"type": ["integer", "null"]},
+                    "weights": _COUNT,
+                    "changed": _COUNT,
+                    "failed": _COUNT,
+                },
+                "required": ["run", "index", "weights", "changed", "failed"],
+            },
+        },
     },
 }
 

@@ -14,6 +14,7 @@ from compatkit.render.style import basename, dtypes, parameters, safe, size
 if TYPE_CHECKING:
     import jinja2
 
+_DATA = re.compile(r"data:image/(?:png|svg\+xml);base64,[A-Za-z0-9+/=]*")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
@@ -59,6 +60,10 @@ def environment(html: bool, language: str = "en", overrides: tuple[Path, ...] = 
             return Markup(safe(str(value), len(value)))
         return safe(value) if isinstance(value, str) else value
 
+    def data(address: object) -> Markup:
+        """A picture as a `data:` address, whole; anything else is no address."""
+        return Markup(address if _DATA.fullmatch(str(address)) else "data:,")
+
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*overrides, folder("templates")]),
         autoescape=html,
@@ -71,6 +76,7 @@ def environment(html: bool, language: str = "en", overrides: tuple[Path, ...] = 
     env.install_gettext_translations(catalogue(language), newstyle=True)  # type: ignore[attr-defined]
     env.filters |= {"md": escaped, "code": code, "size": size, "parameters": parameters, "basename": basename}
     env.filters |= {"dtypes": dtypes, "words": words, "listed": listed}
+    env.filters |= {"data": data}
     env.globals |= {"language": language}
     return env
 
