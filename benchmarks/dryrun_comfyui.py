@@ -2,8 +2,8 @@
 
     python -m benchmarks.dryrun_comfyui DIR [--python PYTHON] [--only TEXT] [--misses]
 
-DIR is a checkout of ComfyUI; `--python` is the interpreter with its packages. Texts are compared as a user would read them:
-free sizes (batch, tokens, latent sides, frames) do not count, nor which of its wordings torch chooses. Reads the
+DIR is a checkout of ComfyUI; `--python` is the interpreter with its packages. Texts are compared as a user would read
+them: free sizes (batch, tokens, latent sides, frames) do not count, nor which of its wordings torch chooses. Reads the
 reference data in `../shared` (or $COMPATKIT_SHARED).
 """
 
@@ -30,11 +30,11 @@ from compatkit.vocabulary import Component, Stack
 _TORCH: Mapping[str, re.Pattern[str]] = {
     "linear": re.compile(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x(\d+)\)"),
     "norm": re.compile(r"Given normalized_shape=\[(\d+)\].*size ?\[(?:\d+, ?)*(\d+)\]"),
-    "conv": re.compile(r"Given groups=\d+, weight of size \[([\d, ]+)\].* to have (\d+) channels, but got (\d+) channels"),
-    "broadcast": re.compile(r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"),
-    "broadcast ": re.compile(
-        r"broadcast a dimension of length (\d+) at.*broadcastable to \[\d+, (\d+)"
+    "conv": re.compile(
+        r"Given groups=\d+, weight of size \[([\d, ]+)\].* to have (\d+) channels, but got (\d+) channels"
     ),
+    "broadcast": re.compile(r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"),
+    "broadcast ": re.compile(r"broadcast a dimension of length (\d+) at.*broadcastable to \[\d+, (\d+)"),
 }
 _TYPE = re.compile(r"^\w+(?:Error|Exception): ")
 
@@ -120,7 +120,9 @@ def main() -> None:
                 same = told(problem.message) == told(row["error"])
                 texts[kind, same] += 1
                 if not same and asked.misses:
-                    print(f"{row['set']} {row['clip_type']}: {problem.stage} {problem.error}: {problem.message[:300]!r}")
+                    print(
+                        f"{row['set']} {row['clip_type']}: {problem.stage} {problem.error}: {problem.message[:300]!r}"
+                    )
                     print(f"    recorded: {row['stage']} {row['error'][:300]!r}")
     for name, n in counts.items():
         print(f"{name:40} {n}")

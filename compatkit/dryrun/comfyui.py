@@ -1,7 +1,7 @@
 """A set through the user's own ComfyUI, without weights: what its loaders, its sampler and its VAE would say.
 
-The checkout's code runs in a process of its own (`comfyui_process`, `comfyui_worker`); here a set is handed over and the
-answers are given back as `Stage`s, each with the components it is about.
+The checkout's code runs in a process of its own (`comfyui_process`, `comfyui_worker`); here a set is handed over and
+the answers are given back as `Stage`s, each with the components it is about.
 """
 
 from __future__ import annotations
@@ -186,6 +186,4 @@ def _about(stage: str, request: Mapping[str, Any], stack: Stack) -> tuple[int, .
         "vae_load": (image, ("vae",)),
         "vae_decode": ([*model, *image], ("diffusion", "vae")),
     }[stage]
-    return tuple(
-        i for i, c in enumerate(stack.components) if c.source in wanted and (roles is None or c.role in roles)
-    )
+    return tuple(i for i, c in enumerate(stack.components) if c.source in wanted and (roles is None or c.role in roles))

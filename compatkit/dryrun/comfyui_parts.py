@@ -1,7 +1,7 @@
 """Model files as ComfyUI's loaders would see them: names, shapes and dtypes of what a state dict holds.
 
-A plain file is handed over as it is. Packed weights (GGUF, scaled fp8, nvfp4, …) stand in with the shapes they unpack to,
-so that what is compared is the model; and names that ComfyUI-GGUF translates are translated by compatkit's own key maps.
+A plain file is handed over as it is. Packed weights (GGUF, scaled fp8, nvfp4, …) stand in with the shapes they unpack
+to, so that what is compared is the model; names that ComfyUI-GGUF translates are translated by compatkit's key maps.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def _hidden(unpacked: Unpacked) -> bool:
     return bool(unpacked.covers or unpacked.loose)
 
 
-def _known_shapes(
-    components: Iterable[Component], knowledge: Knowledge, needed: bool
-) -> Mapping[str, tuple[int, ...]]:
+def _known_shapes(components: Iterable[Component], knowledge: Knowledge, needed: bool) -> Mapping[str, tuple[int, ...]]:
     """Full name -> shape as the families' grammars have it, for what a packing hides."""
     out: dict[str, tuple[int, ...]] = {}
     for component in components if needed else ():

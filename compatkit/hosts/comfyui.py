@@ -1,4 +1,4 @@
-"""What a ComfyUI folder is: its version, its commit, its own Python, the GGUF loader beside it. Read, never imported."""
+"""What a ComfyUI folder is: its version, its commit, its Python, the GGUF loader in it. Read, never imported."""
 
 from __future__ import annotations
 

@@ -1,17 +1,19 @@
 """`python THIS_FOLDER DIR [MEMORY]`: reads requests as lines of JSON, answers each with one line.
 
 The first line it writes says whether the checkout can be used: `{"ready": true, "version": …, "torch": …}` or
-`{"ready": false, "why": …}`. Runs in the checkout's own interpreter where it has one, so: Python 3.9, torch, nothing else.
+`{"ready": false, "why": …}`. Runs in the checkout's own interpreter where it has one: Python 3.9, torch, nothing else.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import threading
 import time
 import types
+from pathlib import Path
 from typing import Any, TextIO
 
 _MOST_STAND_INS = 24
@@ -44,10 +46,10 @@ def _watch(most: int) -> None:
 
 def _own_modules() -> None:
     """Make this folder importable under its name, without the rest of the package it lies in."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    for name, folder in (("compatkit", os.path.dirname(os.path.dirname(here))), ("compatkit.dryrun", os.path.dirname(here))):
+    here = Path(__file__).resolve().parent
+    for name, folder in (("compatkit", here.parent.parent), ("compatkit.dryrun", here.parent)):
         module = types.ModuleType(name)
-        module.__path__ = [folder]
+        module.__path__ = [str(folder)]
         sys.modules[name] = module
 
 
@@ -69,12 +71,9 @@ def _imported(directory: str) -> Any:
     stand_ins.install()
     for _ in range(_MOST_STAND_INS):
         try:
-            import comfy.options
-
-            comfy.options.enable_args_parsing()
-            import comfy.sample
-            import comfy.sd  # noqa: F401
-
+            importlib.import_module("comfy.options").enable_args_parsing()
+            importlib.import_module("comfy.sample")
+            importlib.import_module("comfy.sd")
             break
         except ModuleNotFoundError as error:
             missing = (error.name or "").split(".")[0]
@@ -107,7 +106,7 @@ def main() -> None:
     """Answer requests until there are no more."""
     sys.dont_write_bytecode = True
     channel = _own_channel()
-    directory = os.path.abspath(sys.argv[1])
+    directory = str(Path(sys.argv[1]).resolve())
     if len(sys.argv) > 2:
         _watch(int(sys.argv[2]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from compatkit.dryrun.comfyui_worker.weightless import META, Unknowable, Weightl
 PROMPT = "a photo of a cat"
 SIDE = 16
 LONGEST = 4000
+_TELLING = (" missing", "unexpected", "left over", "lora key")
 _KEPT = 6
 _KEPT_RESULTS = 200
 
@@ -39,9 +42,9 @@ class Log(logging.Handler):
             text = record.getMessage()
         except Exception:
             return
-        if record.levelno >= logging.WARNING or any(w in text for w in (" missing", "unexpected", "left over", "lora key")):
-            if len(self.lines) < 400:
-                self.lines.append(text[:LONGEST])
+        telling = record.levelno >= logging.WARNING or any(w in text for w in _TELLING)
+        if telling and len(self.lines) < 400:
+            self.lines.append(text[:LONGEST])
 
     def taken(self) -> list[str]:
         lines, self.lines = self.lines, []
@@ -69,12 +72,9 @@ class Runner:
     """Holds the headers it was told of and runs sets of them."""
 
     def __init__(self, directory: str) -> None:
-        import comfy.sample
-        import comfy.sd
-        import comfy.utils
-
         self.directory = os.path.realpath(directory)
-        self.comfy = comfy
+        self.comfy = importlib.import_module("comfy")
+        files = importlib.import_module("comfy.utils")
         self.log = Log()
         root = logging.getLogger()
         root.setLevel(logging.DEBUG)
@@ -84,7 +84,7 @@ class Runner:
         self.parts: dict[str, Mapping[str, Any]] = {}
         self.loaded = Cache(_KEPT)
         self.results = Cache(_KEPT_RESULTS)
-        comfy.utils.load_torch_file = self._file  # the loaders read headers instead of files
+        files.load_torch_file = self._file  # type: ignore[attr-defined] # headers instead of files
         self.mode: Weightless | None = None
 
     def _file(self, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ class Runner:
         return (state, metadata) if kwargs.get("return_metadata") else state
 
     def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Every stage the set allows, in order; a stage that fails does not keep later independent ones from running."""
+        """Every stage the set allows, in order; one that fails does not keep independent ones from running."""
         start = time.perf_counter()
         with weightless() as self.mode:
             stages = list(self._stages(request))
@@ -106,19 +106,23 @@ class Runner:
         checkpoint, loras = request.get("checkpoint"), tuple(request.get("loras") or ())
         model = clip = decoder = None
         if checkpoint:
-            loaded, record = self._once(("checkpoint", checkpoint), "checkpoint_load", lambda: self._checkpoint(checkpoint))
+            three, record = self._once(
+                ("checkpoint", checkpoint), "checkpoint_load", lambda: self._checkpoint(checkpoint)
+            )
             yield record
-            model, clip, decoder = loaded or (None, None, None)
+            model, clip, decoder = three or (None, None, None)
         if diffusion:
             model, record = self._once(("diffusion", diffusion), "diffusion_load", lambda: self._diffusion(diffusion))
             yield record
         if encoders:
-            key = ("encoders", encoders, kind)
+            key: Any = ("encoders", encoders, kind)
             clip, record = self._once(key, "text_encoder_load", lambda: self._encoders(encoders, kind))
             yield record
+        applied: tuple[str, ...] = ()
         for lora in loras:
-            key = ("lora", lora, diffusion, checkpoint, encoders, kind)
-            both, record = self._once(key, "lora_load", lambda lora=lora: self._lora(model, clip, lora))
+            applied = (*applied, lora)
+            key = ("lora", applied, diffusion, checkpoint, encoders, kind)
+            both, record = self._once(key, "lora_load", partial(self._lora, model, clip, lora))
             yield record
             model, clip = both or (model, clip)
         given = ("condition", checkpoint, encoders, kind, loras)
@@ -127,21 +131,19 @@ class Runner:
             condition, record = self._once(given, "text_encoder_forward", lambda: self._condition(clip), self.results)
             yield record
         if model is not None:
-            shape = tuple(request.get("latent") or self._latent(model))
+            latent = tuple(request.get("latent") or self._latent(model))
             if condition is not None:
-                key = ("forward", diffusion, shape, *given)
-                latent, record = self._once(
-                    key, "diffusion_forward", lambda: self._forward(model, condition, shape), self.results
-                )
+                work = partial(self._forward, model, condition, latent)
+                key = ("forward", diffusion, latent, given)
+                made, record = self._once(key, "diffusion_forward", work, self.results)
                 yield record
-            if latent is None:
-                latent = shape
+                latent = made or latent
         if vae:
             decoder, record = self._once(("vae", vae), "vae_load", lambda: self._vae(vae))
             yield record
         if decoder is not None and latent is not None:
-            key = ("decode", vae or checkpoint, tuple(latent))
-            _, record = self._once(key, "vae_decode", lambda: self._decode(decoder, latent), self.results)
+            key = ("decode", vae or checkpoint, latent)
+            _, record = self._once(key, "vae_decode", partial(self._decode, decoder, latent), self.results)
             yield record
 
     def _once(self, key: Any, stage: str, work: Callable[[], Any], cache: Cache | None = None) -> Any:
@@ -251,8 +253,7 @@ class Runner:
         empty = sample.fix_empty_latent_channels(model, torch.zeros(shape))
         noise = sample.prepare_noise(empty, 0)
         given = inspect.signature(sample.sample).parameters
-        options = {"disable_pbar": True} if "disable_pbar" in given else {}
-        options |= {"seed": 0} if "seed" in given else {}
+        options: dict[str, Any] = {k: v for k, v in (("disable_pbar", True), ("seed", 0)) if k in given}
         scheduler = "normal" if "normal" in self.comfy.samplers.KSampler.SCHEDULERS else "simple"
         out = sample.sample(model, noise, 1, 1.0, "euler", scheduler, condition, condition, empty, **options)
         return tuple(out.shape), {"latent": list(out.shape)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Sequence
 from typing import Any
 
 #: (first, last) token by the kind of tokenizer, as transformers has it; all others add none.
@@ -83,7 +82,7 @@ class FastTokenizer(Tokenizer):
 class Nothing(types.ModuleType):
     """A module, class or function that is there in name only: it can be imported, subclassed and called."""
 
-    __path__: Sequence[str] = ()
+    __path__: Any = ()
 
     def __init__(self, name: str = "nothing", *args: Any, **kwargs: Any) -> None:
         super().__init__(name if isinstance(name, str) else "nothing")
@@ -180,7 +179,7 @@ _finder = _Finder({"transformers", "tokenizers", "sentencepiece", "comfy.text_en
 
 def install() -> None:
     """Put the stand-ins for tokenizers in front of the real packages."""
-    sys.meta_path.insert(0, _finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _finder)
 
 
 def stand_in_for(module: str) -> None:

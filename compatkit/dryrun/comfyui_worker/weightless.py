@@ -1,9 +1,9 @@
 """Runs any torch program on tensors without weights, and words its errors as the CPU does.
 
 A parameter lives on the meta device: a shape and a dtype, no memory. What is small and known (token ids, positions,
-timesteps, the empty latent) stays real, so that code which looks at values goes the way it would go; where a real tensor
-meets one without values, it gives its own up. An operation that meta refuses is called once more on CPU tensors of
-stride 0, which hold one element whatever their shape: that raises the text the user would read.
+timesteps, the empty latent) stays real, so that code which looks at values goes the way it would go; where a real
+tensor meets one without values, it gives its own up. An operation that meta refuses is called once more on CPU tensors
+of stride 0, which hold one element whatever their shape: that raises the text the user would read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda, torch.Tensor.typ
 _LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_empty",
          "new_zeros", "new_ones", "new_full", "new_tensor")  # fmt: skip
 _INDEXING = {torch.Tensor.__getitem__}
-_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+_DEVICE = torch.Tensor.device.__get__
+_OPERATORS = ("__iadd__", "__imul__", "__isub__", "__itruediv__")
 _CPU = torch.device("cpu")
 #: Read an attribute and touch no data.
 _PLAIN = {"__get__", "__set__", "dim", "size", "stride", "numel", "nelement", "element_size", "is_floating_point",
@@ -76,7 +77,7 @@ def _hollow(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
 
 
-class Weightless(TorchFunctionMode):
+class Weightless(TorchFunctionMode):  # type: ignore[misc]
     """While active, tensors with and without values mix, all say they are on the CPU, and errors are the CPU's.
 
     `operation` and `shapes` describe the call that failed last.
@@ -173,7 +174,7 @@ class Weightless(TorchFunctionMode):
 
 
 def _in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__") or name in ("__iadd__", "__imul__", "__isub__", "__itruediv__")
+    return name in _OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 
 def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
