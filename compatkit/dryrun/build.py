@@ -11,11 +11,12 @@ import copy
 import importlib
 import inspect
 import io
+import itertools
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -55,7 +56,7 @@ class Built:
         self, latent_side: int | None = None, tokens: int | None = None, frames: int | None = None
     ) -> dict[str, int]:
         """The sizes of a forward: the smallest valid ones where none is asked for."""
-        asked = {"latent_side": latent_side, "text_tokens": tokens, "latent_frames": frames}
+        asked = {"latent_side": latent_side, "prompt_tokens": tokens, "latent_frames": frames}
         return {k: v if (v := asked[k]) is not None else least for k, least in self.spec.sizes.items()}
 
     def inputs(
@@ -79,13 +80,10 @@ class Built:
         env = {**self.spec.env, **self.size(latent_side, tokens, frames), **(replace or {})}
         out: dict[str, Any] = {}
         for path, described in arguments(self._call(call)["inputs"], env):
-            inner = out
-            for key in path[:-1]:
-                inner = inner.setdefault(key, {})
-            inner[path[-1]] = _argument(described, dtype or self.dtype, device, seed)
+            _put(out, path, _argument(described, dtype or self.dtype, device, seed))
         return out
 
-    def places(self, call: str | None = None) -> dict[str, tuple[str, ...]]:
+    def places(self, call: str | None = None) -> dict[str, tuple[str | int, ...]]:
         """What an input is for ("latent", "context", "pooled", "time", …) -> the path of keys to it."""
         env = {**self.spec.env, **self.spec.sizes}
         return {d["is"]: path for path, d in arguments(self._call(call)["inputs"], env) if d.get("is")}
@@ -148,6 +146,8 @@ def build_spec(
         module = kind(_configure(configured, config)) if configured else kind(**config)
     _cast(torch, module, wanted)
     module.eval()
+    for method in spec.setup:
+        getattr(module, method)()
     document = knowledge.grammar(spec.family)
     prefix = component.prefix if component else ""
     of_file = layout_in_file(component, document) if component else spec.layout
@@ -297,12 +297,26 @@ def _cast(torch: Any, module: Any, dtype: Any) -> None:
     module.requires_grad_(False)
 
 
+def _put(tree: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
+    """Set what stands at a path of keys and indexes; the lists and mappings on the way are made."""
+    inner: Any = tree
+    for key, after in itertools.pairwise(path):
+        empty: Any = [] if isinstance(after, int) else {}
+        if isinstance(inner, list) and key == len(inner):
+            inner.append(empty)
+        inner = inner.setdefault(key, empty) if isinstance(inner, dict) else inner[key]
+    if isinstance(inner, list):
+        inner.append(value)
+    else:
+        inner[path[-1]] = value
+
+
 def _argument(described: Mapping[str, Any], dtype: Any, device: str, seed: int) -> Any:
     if "value" in described:
         return described["value"]
     tensor = _tensor(described, dtype, device, seed)
-    for _ in range(int(described.get("list") or 0)):
-        tensor = [tensor]
+    for depth in range(int(described.get("list") or 0)):
+        tensor = [tensor] * (described.get("times", 1) if depth == 0 else 1)
     return tensor
 
 
@@ -322,6 +336,8 @@ def _tensor(described: Mapping[str, Any], dtype: Any, device: str, seed: int) ->
         return torch.zeros(shape, dtype=kind, device=device)
     if fill == "index":
         return torch.arange(math.prod(shape), device=device).reshape(shape).to(kind)
+    if fill == "after":  # a mask: nothing before, everything from there on
+        return (torch.arange(math.prod(shape), device=device) >= described["after"]).reshape(shape).to(kind)
     if fill == "grid":  # positions: one row a point of the grid, one column an axis
         axes = torch.meshgrid(*(torch.arange(n) for n in described["grid"]), indexing="ij")
         return torch.stack([a.flatten() for a in axes], -1).reshape(shape).to(device=device, dtype=kind)

@@ -6,6 +6,7 @@ Nothing here loads torch or a library: `rules/classes/` says it all, and the sol
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from compatkit.knowledge.store import Knowledge
 from compatkit.vocabulary import Component
 
 _CONDITIONS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "not"}
-_SMALLEST = {"latent_side": 16, "text_tokens": 32, "latent_frames": 1}
+_SMALLEST = {"latent_side": 16, "prompt_tokens": 32, "latent_frames": 1}
 
 
 class NoClass(Exception):
@@ -27,8 +28,8 @@ class Spec:
     """One class for one component: where it is imported from, its configuration, and how it is called.
 
     `symbols` are the family's solved symbols (of its example where the header does not tell), `env` adds facts and
-    options: what expressions may name. `calls` maps a method's name to its inputs and output, usual one first. `part`
-    is the attribute path of the module that holds what the component has, "" for all of it.
+    options: what expressions may name. `calls` maps a method's name to its inputs and output, usual one first. `setup`
+    names methods that are called once it is built.
     """
 
     key: str
@@ -44,7 +45,7 @@ class Spec:
     calls: Mapping[str, Mapping[str, Any]] = field(repr=False)
     sizes: Mapping[str, int] = field(default_factory=dict)
     shims: tuple[str, ...] = ()
-    part: str = ""
+    setup: tuple[str, ...] = ()
 
 
 def spec_of(component: Component, knowledge: Knowledge, *, depth: int | None = None, family: str | None = None) -> Spec:
@@ -121,7 +122,7 @@ def spec_for(
             calls=_calls(entry["calls"], own.get("calls", {})),
             sizes={**_SMALLEST, **entry["sizes"], **own.get("sizes", {})},
             shims=tuple(own.get("shims", entry.get("shims", ()))),
-            part=str(own.get("part", entry.get("part", ""))),
+            setup=tuple(own.get("setup", entry.get("setup", ()))),
         )
     if keys:
         raise NoClass(f"no class of diffusers or transformers holds {title} as this file has it")
@@ -150,7 +151,7 @@ def environment(
     env: dict[str, Any] = {}
     for fact, _, choice, value in document["groups"]:
         if choice:
-            env[f"{choice}_{value}"] = options.get(choice) == value
+            env[re.sub(r"\W", "_", f"{choice}_{value}")] = options.get(choice) == value
         elif fact:
             env[fact] = bool(options.get(fact, False))
     env.update({fact: bool(options.get(fact, False)) for fact in document["markers"]})
@@ -225,20 +226,28 @@ def value(compiled: Any, env: Mapping[str, Any]) -> Any:
     if kind == "choose":  # lazily: what is not chosen may need symbols that are not there
         return value(argument[1] if value(argument[0], env) else argument[2], env)
     values = [value(v, env) for v in argument]
+    if kind == "join":
+        return [item for row in values for item in row]
     return list(range(*values)) if kind == "range" else [values[0]] * values[1]
 
 
-def arguments(inputs: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(path of keys, description) of every argument that is given under `env`, shapes evaluated.
+def arguments(
+    inputs: Mapping[str, Any], env: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    """(path of keys and indexes, description) of every argument that is given under `env`, shapes evaluated.
 
-    A description has `value`, or `shape` (a tuple), `dtype`, `fill`, `list`, `is`, and `grid` where positions are laid
-    out.
+    A description has `value`, or `shape` (a tuple), `dtype`, `fill`, `is`, `list` (how many lists it stands in),
+    `times` (how often in the innermost), `grid` where positions are laid out, `after` where a mask begins.
     """
     for name, given in inputs.items():
         if given is None:
             continue
         if "nested" in given:
             yield from (((name, *path), found) for path, found in arguments(given["nested"], env))
+            continue
+        if "items" in given:
+            listed: Any = dict(enumerate(given["items"]))
+            yield from (((name, *path), found) for path, found in arguments(listed, env))
             continue
         if "when" in given and not _whether(given["when"], env):
             continue
@@ -247,6 +256,7 @@ def arguments(inputs: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[tup
             continue
         described = {"dtype": "compute", "fill": "normal", "list": 0, "is": "", **given}
         described["shape"] = tuple(evaluate(s, env) for s in given["shape"])
+        described.update({k: evaluate(given[k], env) for k in ("times", "after") if k in given})
         if "grid" in given:
             described["grid"] = tuple(evaluate(s, env) for s in given["grid"])
         yield (name,), described

@@ -11,7 +11,7 @@ from typing import Any
 from compatkit.dryrun.build import Built, _quiet
 from compatkit.dryrun.classes import arguments
 from compatkit.dryrun.replay import OpFailed, exact_errors
-from compatkit.dryrun.shims import known_values
+from compatkit.dryrun.shims import known_values, library_shims
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,13 @@ def forward(
     inputs = built.inputs(latent_side, tokens, frames=frames, call=name, replace=replace)
     values = _values(torch, built, name, inputs, sizes, replace)
     inputs.update(given or {})
-    with torch.no_grad(), known_values(torch, values, built.spec.shims), exact_errors(torch), _quiet():
+    with (
+        torch.no_grad(),
+        library_shims(torch, built),
+        known_values(torch, values, built.spec.shims),
+        exact_errors(torch),
+        _quiet(),
+    ):
         try:
             result = built.output(built.method(name)(**inputs), name)
         except Exception as e:

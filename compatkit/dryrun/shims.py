@@ -8,11 +8,13 @@ class may ask to be assumed (`shims: [routing]`): which expert a token goes to c
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-#: Values are kept beside tensors of at most so many elements.
-MOST = 1 << 20
+#: Values are kept beside tensors of at most so many elements: whole numbers decide, floats hardly ever do.
+MOST, MOST_FLOATS = 1 << 20, 1 << 12
 _CONSTANTS = {
     "zeros_like": 0,
     "new_zeros": 0,
@@ -61,7 +63,7 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                     self.values.pop(meta[0], None)
                 return result
             outputs = [t for t in _tensors(torch, (result,)) if t.device.type == "meta"]
-            if not outputs or any(t.numel() > MOST for t in outputs):
+            if not outputs or any(t.numel() > (MOST_FLOATS if t.is_floating_point() else MOST) for t in outputs):
                 return result
             if known and (meta or not tensors):
                 self._keep(result, self._value(func, args, kwargs))
@@ -71,7 +73,7 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 if isinstance(fill, (bool, int, float)):
                     self.values[result] = torch.full((), fill, dtype=result.dtype).expand(result.shape)
             elif name == "topk" and assume_routing:
-                self.values[result[1]] = torch.arange(result[1].shape[-1]).expand(result[1].shape)
+                self.values[result[1]] = torch.arange(result[1].shape[-1]).expand(result[1].shape).contiguous()
             return result
 
         def _recovered(
@@ -97,10 +99,15 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 return result
             if name == "__getitem__":
                 index = args[1] if isinstance(args[1], tuple) else (args[1],)
-                found = [self._positions(i) for i in index]
+                found = [self._positions(_map(torch, i, self._number)) for i in index]
                 return func(args[0], tuple(p for positions in found for p in positions))
             if name == "__setitem__":
                 return None
+            if name == "repeat_interleave" and len(args) > 1 and args[1] in self.values:
+                return func(*args, **{**kwargs, "output_size": int(self.values[args[1]].sum())})
+            numbered = tuple(_map(torch, a, self._number) for a in args[1:])
+            if any(a is not b for a, b in zip(args[1:], numbered, strict=True)):
+                return func(args[0], *numbered, **kwargs)
             if mixed:
                 return func(*_map(torch, args, self._moved), **_map(torch, kwargs, self._moved))
             raise error
@@ -111,6 +118,12 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 with torch._C.DisableTorchFunction():
                     return tuple(p.to("meta") for p in self.values[index].nonzero(as_tuple=True))
             return (index,)
+
+        def _number(self, tensor: Any) -> Any:
+            """A whole number that is known, instead of the tensor that holds it (a size, an end of a slice)."""
+            if tensor.ndim == 0 and not tensor.is_floating_point() and tensor in self.values:
+                return self.values[tensor].item()
+            return tensor
 
         def _moved(self, tensor: Any) -> Any:
             """A tensor on the CPU put beside those on meta, its values kept."""
@@ -144,6 +157,49 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
     return KnownValues()
 
 
+@contextlib.contextmanager
+def library_shims(torch: Any, built: Any) -> Iterator[None]:
+    """What libraries need so that their code runs on the meta device at all, for as long as the context lasts.
+
+    Autocast knows no meta device: it is entered as the CPU's. A class that resizes a mask with torchvision
+    (`shims: [resize]`) gets torch's own nearest neighbour where torchvision is not installed.
+    """
+    kind = torch.amp.autocast_mode.autocast
+    entered = kind.__init__
+
+    def entering(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        entered(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    module = sys.modules.get(type(built.module).__module__)
+    lacking = "resize" in built.spec.shims and module is not None and not hasattr(module, "transforms")
+    kind.__init__ = entering
+    if lacking:
+        module.transforms = _Transforms(torch)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        kind.__init__ = entered
+        if lacking:
+            del module.transforms  # type: ignore[union-attr]
+
+
+class _Transforms:
+    """As much of `torchvision.transforms` as resizing a mask takes."""
+
+    class InterpolationMode:
+        """The one way of interpolating that is asked for."""
+
+        NEAREST = "nearest"
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self.functional = self
+
+    def resize(self, image: Any, size: list[int], interpolation: str = "nearest") -> Any:
+        """`image` (batch, channels, height, width) at another size."""
+        return self._torch.nn.functional.interpolate(image, size=size, mode=interpolation)
+
+
 class _Failed:
     """What stands for "the known values did not do it either"."""
 
@@ -175,6 +231,8 @@ def _map(torch: Any, tree: Any, change: Callable[[Any], Any]) -> Any:
             return tuple(_map(torch, item, change) for item in tree)
     if isinstance(tree, dict):
         return {k: _map(torch, item, change) for k, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_map(torch, item, change) for item in (tree.start, tree.stop, tree.step)))
     return tree
 
 

@@ -8,7 +8,7 @@
     families: {some_family: {config: …, constants: …, when: …, layout: …, inputs: …}}
     inputs: {hidden_states: [1, latent_channels, latent_side, latent_side]}
     output: [0]                     # attributes and indexes that lead from what the call returns to the tensor
-    sizes: {latent_side: 16, text_tokens: 32, latent_frames: 1}
+    sizes: {latent_side: 16, prompt_tokens: 32, latent_frames: 1}
     shims: [some_shim]
     sources: [{what: …, ref: …}]
 
@@ -26,16 +26,16 @@ from compatkit.knowledge.yamlfile import RuleFile
 
 LIBRARIES = ("diffusers", "transformers")
 #: What an input's sizes may name beside symbols and facts; `sizes` gives the smallest that are valid.
-SIZES = ("latent_side", "text_tokens", "latent_frames")
+SIZES = ("latent_side", "prompt_tokens", "latent_frames")
 DTYPES = ("compute", "float32", "float64", "int64", "bool")
-FILLS = ("normal", "zeros", "ones", "grid", "index", "time")
+FILLS = ("normal", "zeros", "ones", "grid", "index", "after")
 #: Mappings in `config` that are not nested configurations: one key of these.
-OPERATORS = {"range": (1, 2), "repeat": (2, 2), "choose": (3, 3)}
+OPERATORS = {"range": (1, 3), "repeat": (2, 2), "choose": (3, 3), "join": (1, 9), "text": (1, 1)}
 
-_FAMILY_KEYS = {"config", "constants", "layout", "when", "inputs", "calls", "sizes", "shims", "part"}
+_FAMILY_KEYS = {"config", "constants", "layout", "when", "inputs", "calls", "sizes", "shims", "setup"}
 _KEYS = {*_FAMILY_KEYS, "class", "library", "module", "families", "output", "sources", "notes"}
 _CALL_KEYS = {"inputs", "output"}
-_INPUT_KEYS = {"shape", "dtype", "fill", "list", "when", "is", "value", "grid"}
+_INPUT_KEYS = {"shape", "dtype", "fill", "list", "times", "when", "is", "value", "grid", "after"}
 
 
 def parse_classes(files: list[RuleFile], families: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _parameters(file: RuleFile, data: Mapping[str, Any], at: tuple[Hashable, ...
     out["sizes"] = sizes
     if "when" in data:
         out["when"] = _expression(file, data["when"], (*at, "when"))
-    for key in ("layout", "shims", "part"):
+    for key in ("layout", "shims", "setup"):
         if key in data:
             out[key] = data[key]
     return out
@@ -129,6 +129,8 @@ def _value(file: RuleFile, value: Any, at: tuple[Hashable, ...]) -> Any:
             least, most = OPERATORS[operator]
             if not least <= len(arguments) <= most:
                 raise file.error(at, f"{operator} takes {least if least == most else f'{least} or {most}'} values")
+            if operator == "text":
+                return ["value", arguments[0]]
             return [operator, [_value(file, v, (*at, operator, i)) for i, v in enumerate(arguments)]]
         return ["map", {k: _value(file, v, (*at, k)) for k, v in value.items()}]
     return ["value", value]
@@ -162,9 +164,11 @@ def _input(file: RuleFile, given: Any, at: tuple[Hashable, ...]) -> Any:
         return None
     if isinstance(given, list):
         given = {"shape": given}
+    if isinstance(given, dict) and given.keys() == {"items"}:
+        return {"items": [_input(file, v, (*at, "items", i)) for i, v in enumerate(given["items"])]}
     if not isinstance(given, dict):
         return {"value": _value(file, given, at)}
-    if not (_INPUT_KEYS - {"list", "is", "when"}) & given.keys():
+    if not (_INPUT_KEYS - {"list", "is", "when", "times"}) & given.keys():
         return {"nested": {k: _input(file, v, (*at, k)) for k, v in given.items()}}
     _keys(file, given, _INPUT_KEYS, at)
     out: dict[str, Any] = {}
@@ -178,7 +182,8 @@ def _input(file: RuleFile, given: Any, at: tuple[Hashable, ...]) -> Any:
             out[key] = [_expression(file, s, (*at, key, i)) for i, s in enumerate(given[key])]
     if "value" in given:
         out["value"] = _value(file, given["value"], (*at, "value"))
-    if "when" in given:
-        out["when"] = _expression(file, given["when"], (*at, "when"))
+    for key in ("times", "after", "when"):
+        if key in given:
+            out[key] = _expression(file, given[key], (*at, key))
     out.update({k: given[k] for k in ("dtype", "fill", "list", "is") if k in given})
     return out

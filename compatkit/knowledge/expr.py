@@ -7,6 +7,7 @@ operand…]`), which is what compiled rules hold; `evaluate` computes it. Nothin
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,7 @@ _BINARY: dict[type, str] = {
     ast.Mod: "%",
 }
 _COMPARE: dict[type, str] = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
-_FUNCTIONS = {"ceil_to": 2, "max": 2, "min": 2}
+_FUNCTIONS = {"ceil_to": 2, "max": 2, "min": 2, "sqrt": 1}
 _LONGEST = 400
 
 
@@ -109,7 +110,7 @@ def symbols(expr: Expr) -> set[str]:
 def evaluate(expr: Expr, env: Mapping[str, int]) -> int:
     """The value under `env`.
 
-    Division is exact: `hidden / heads` where it does not divide is -1, which no shape equals.
+    Division is exact: `hidden / heads` where it does not divide is -1, which no shape equals; so is `sqrt`.
 
     Raises:
         KeyError: a symbol is not bound.
@@ -128,6 +129,9 @@ def evaluate(expr: Expr, env: Mapping[str, int]) -> int:
     a = evaluate(expr[1], env)
     if op == "not":
         return int(not a)
+    if op == "sqrt":
+        root = math.isqrt(a) if a >= 0 else -1
+        return root if root * root == a else -1
     b = evaluate(expr[2], env)
     if op == "*":
         return a * b
