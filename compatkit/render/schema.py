@@ -134,6 +134,60 @@ _ADAPTER = {
         },
     },
 }
+_MEASURED = {
+    "type": "object",
+    "description": "one tensor; a number that is 0 or not known is left out",
+    "properties": {
+        "dtype": {"type": "string"},
+        "kind": {"enum": ["float", "blocks", "scale", "integer", "none"]},
+        "nan": _COUNT | {"description": "NaN values, of quantised blocks their scales"},
+        "inf": _COUNT | {"description": "infinite values, of quantised blocks their scales"},
+        "max_abs": {"type": "number", "description": "largest finite magnitude; of blocks: in dequantised samples"},
+        "rms": {"type": "number", "description": "root mean square of a sample"},
+        "zeros": {"type": "number", "description": "share of zeros in a sample"},
+        "denormals": {"type": "number", "description": "share of denormals among the values of a sample but zeros"},
+        "beyond": _COUNT | {"description": "values beyond 65504"},
+        "lowest": {"type": "number", "description": "the least value of a small tensor"},
+        "constant": {"type": "boolean"},
+        "value": {"type": "number", "description": "the value of a constant tensor"},
+        "blocks": _COUNT,
+        "zero_blocks": _COUNT,
+        "sampled": _COUNT | {"description": "values in the sample"},
+        "owner": {"type": "string", "description": "the packed weight that this tensor holds scales of"},
+    },
+    "required": ["dtype"],
+}
+_SCAN = {
+    "type": "object",
+    "properties": {
+        "files": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "source": {"type": "string"},
+                    "tensors": _COUNT,
+                    "bytes": _COUNT,
+                    "not_read": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {"tensor": {"type": "string"}, "why": {"type": "string"}},
+                            "required": ["tensor", "why"],
+                        },
+                    },
+                    "measured": {"type": "object", "additionalProperties": _MEASURED},
+                },
+                "required": ["source", "tensors", "bytes", "not_read", "measured"],
+            },
+        },
+        "bytes": _COUNT,
+        "seconds": {"type": "number"},
+        "peak_memory": _COUNT | {"description": "bytes of its own that the process held; 0: not known"},
+        "complete": {"type": "boolean", "description": "whether it came to its end"},
+    },
+    "required": ["files", "bytes", "seconds", "complete"],
+}
 
 
 def schema() -> dict[str, Any]:
@@ -177,6 +231,11 @@ def schema() -> dict[str, Any]:
                         "type": "object",
                         "properties": {"requests": _COUNT, "bytes": _COUNT, "seconds": {"type": "number"}},
                         "required": ["requests", "bytes", "seconds"],
+                    },
+                    "smoke": {
+                        "type": "object",
+                        "description": "numbers of `compatkit smoke`, by stage",
+                        "properties": {"scan": _SCAN},
                     },
                 },
                 "required": [
