@@ -227,7 +227,8 @@ class Meter:
         if self._first is None:
             self._first = first
             if self.numbers.kind != "integer" and self.dtype in FLOATS:
-                self.numbers.value = float(decode(values[:1].view(np.uint8), self.dtype)[0])
+                magnitude = first & FLOATS[self.dtype].magnitude
+                self.numbers.value = _value(magnitude, self.dtype) * (1 if magnitude == first else -1)
             elif self.numbers.kind == "integer":
                 self.numbers.value = float(values[0])
         # a look at a few values settles nearly every tensor
