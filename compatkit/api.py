@@ -1,22 +1,22 @@
-"""The Python API: `inspect` and `check`. The commands are thin wrappers around these."""
+"""The Python API: `inspect`, `check` and `dryrun`. The commands are thin wrappers around these."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compatkit.knowledge.store import Knowledge, load
 from compatkit.sources.network import Network
 from compatkit.sources.open import is_remote, shown_name
 from compatkit.stacks import wholes
 from compatkit.stacks.files import ROLES, Request, opened, parse_request, requests, unreadable
-from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Report, Runtime, SourceError, Stack
+from compatkit.vocabulary import Component, Cost, FileProblem, Finding, Place, Report, Runtime, SourceError, Stack
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
@@ -94,6 +94,93 @@ def check(
         RulesError: a rule file is refused.
     """
     start = time.perf_counter()
+    found = _set(
+        sources, runtime, assume, require, rules, headers_only, offline, full, models, comfyui, links, settings
+    )
+    from compatkit.checks import judge
+
+    report = _judged(found, lambda stack: judge(stack, found.knowledge))
+    return replace(report, cost=found.cost(start))
+
+
+def dryrun(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    runtime: Iterable[str] = (),
+    assume: Mapping[str, str] | None = None,
+    require: Sequence[str] = (),
+    rules: Iterable[Path] = (),
+    headers_only: bool = False,
+    offline: bool = False,
+    full: bool = False,
+    models: Sequence[str] = (),
+    comfyui: str | None = None,
+    links: bool = False,
+    join: bool = False,
+    **settings: str,
+) -> Report:
+    """Run a set on tensors without weights, with the torch that is installed beside compatkit (extra: torch).
+
+    Headers are all that is read. torch runs in a process of its own: where it is not there or broken, the report says
+    so and its verdict is unknown.
+
+    Args:
+        join: the findings of `check` too; the worse verdict counts.
+        sources, runtime, assume, require, rules, headers_only, offline, full, models, comfyui, links, settings: as for
+            `check`.
+
+    Raises:
+        SourceError: nothing could be examined, or an argument is not understood.
+        RulesError: a rule file is refused.
+    """
+    start = time.perf_counter()
+    found = _set(
+        sources, runtime, assume, require, rules, headers_only, offline, full, models, comfyui, links, settings
+    )
+    from compatkit.checks import judge
+    from compatkit.dryrun import dry
+    from compatkit.dryrun.run import Worker
+
+    with Worker() as worker:
+
+        def one(stack: Stack) -> Report:
+            header = judge(stack, found.knowledge)
+            report = dry.dry_run(stack, found.knowledge, header, worker)
+            return dry.joined(header, report) if join else report
+
+        report = _judged(found, one, files=join)
+    return replace(report, cost=found.cost(start))
+
+
+class _Found(NamedTuple):
+    """A set, opened: what `check` and `dryrun` judge."""
+
+    stack: Stack
+    knowledge: Knowledge
+    places: Mapping[str, Place]
+    plan: Plan | None
+    requests: int
+    bytes: int
+
+    def cost(self, start: float) -> Cost:
+        """What it cost, `start` being when it began."""
+        return Cost(self.requests, self.bytes, time.perf_counter() - start)
+
+
+def _set(
+    sources: Iterable[str | os.PathLike[str]],
+    runtime: Iterable[str],
+    assume: Mapping[str, str] | None,
+    require: Sequence[str],
+    rules: Iterable[Path],
+    headers_only: bool,
+    offline: bool,
+    full: bool,
+    models: Sequence[str],
+    comfyui: str | None,
+    links: bool,
+    settings: Mapping[str, str],
+) -> _Found:
     named = wholes.named([os.fspath(s) for s in sources])
     stack = named.stack
     rules = wholes.rules(stack, rules)
@@ -120,19 +207,13 @@ def check(
             components = _since(named.locked, components, network)
     if len(unreachable) == len(wanted) and not plan:
         raise SourceError("; ".join(unreachable) or "no source is given")
-    from compatkit.checks import judge
-
     if plan:
         components += plan.absent()
-        base = Stack((), runtimes, {k: str(v) for k, v in settings.items()}, tuple(require))
-        report = _judged(plan, components, base, knowledge)
-        return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
+        settings = {k: str(v) for k, v in settings.items()}
     set_ = Stack(tuple(components), runtimes, {**settings, **wholes.unread(stack)}, tuple(require))
     if stack:
         set_ = replace(set_, complete=True, locked=bool(named.locked), policy=stack.policy, licenses=stack.licenses)
-    report = judge(set_, knowledge)
-    report = replace(report, places=stack.places) if stack else report
-    return replace(report, cost=Cost(network.requests, network.bytes, time.perf_counter() - start))
+    return _Found(set_, knowledge, stack.places if stack else {}, plan, network.requests, network.bytes)
 
 
 def _plan(
@@ -150,16 +231,22 @@ def _plan(
     return plan.plan(named.workflow, named.sources, knowledge, models=roots, extra=extra, links=links)
 
 
-def _judged(plan: Plan, components: list[Component], base: Stack, knowledge: Knowledge) -> Report:
-    """The report about a workflow: every sampler's set, or all files at once where no sampler is known."""
-    from compatkit.checks import judge
+def _judged(found: _Found, one: Callable[[Stack], Report], files: bool = True) -> Report:
+    """The report about a set, or about a workflow: every sampler's set, or all files at once where no sampler is known.
+
+    `one` judges one set; `files`: what is wrong with files that reach no sampler is told too.
+    """
+    plan = found.plan
+    if plan is None:
+        return replace(one(found.stack), places=found.places)
     from compatkit.checks.merge import judge_all
 
-    stacks = list(plan.stacks(components, base))
+    components = found.stack.components
+    stacks = list(plan.stacks(list(components), replace(found.stack, components=())))
     if stacks:
-        report = judge_all(stacks, components, knowledge, plan.notes)
+        report = judge_all(stacks, components, found.knowledge, plan.notes, one, files)
     else:
-        report = judge(replace(base, components=tuple(components)), knowledge)
+        report = one(found.stack)
         report = replace(report, not_checked=(*report.not_checked, *plan.notes))
         if report.verdict == "pass":
             report = replace(report, verdict="unknown", headline=report.headline.replace("pass", "unknown", 1))

@@ -20,7 +20,7 @@ _SHOWN = 6
 
 
 class Mismatch(NamedTuple):
-    """A module that is mapped to a weight but cannot be applied to it."""
+    """A module that is mapped to a weight but cannot be applied to it. `parts` are the shapes of its tensors."""
 
     module: str
     algorithm: str
@@ -28,17 +28,20 @@ class Mismatch(NamedTuple):
     expected: tuple[int | None, ...]
     problem: str
     made: tuple[int, int] | None = None
+    parts: tuple[tuple[str, Shape], ...] = ()
 
 
 @dataclass(slots=True)
 class Coverage:
-    """The answer for one adapter, base and runtime. `reasons` counts unmatched keys by why."""
+    """The answer for one adapter, base and runtime. `reasons` counts unmatched keys by why; `fitting` is the first
+    module that applies."""
 
     keys: int
     matched: int = 0
     modules: int = 0
     modules_matched: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
+    fitting: Mismatch | None = None
     absent: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -282,4 +285,7 @@ def _apply(
     check = FITS.get(math)
     problem = check(known, wanted) if check else ""
     if problem:
-        out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, matrix(math, known)))
+        made = matrix(math, known)
+        out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, made, tuple(known.items())))
+    elif out.fitting is None:
+        out.fitting = Mismatch(module, algorithm, target.weight, wanted, "", None, tuple(known.items()))

@@ -72,6 +72,7 @@ def _lora(
             continue  # it is meant for another base of the set
         base = held[part.index]
         assert base is not None
+        builder.coverages.append((part, lora, loader, found))
         values = {
             "adapter": _adapter_fields(lora, builder),
             "base": _base_fields(lora, part, builder),

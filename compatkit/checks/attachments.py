@@ -83,7 +83,7 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
         wanted = part.number(str(entry["into"]))
         if wanted is None:
             continue
-        found = [(eye, _gives(eye, entry, wanted, builder.rules)) for eye in eyes]
+        found = [(eye, gives(eye, entry, wanted, builder.rules)) for eye in eyes]
         # One that fits is enough, and what the check then looked at.
         fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
         for eye, (_, width, kind) in fitting or found:
@@ -93,7 +93,7 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
                 builder.add(Subject(sense, (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
 
 
-def _gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tuple[bool, int | None, str]:
+def gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tuple[bool, int | None, str]:
     """(whether it gives the wanted width, the width it gives, of which output)."""
     kinds = {str(entry["kind"]), *(str(k) for k in entry.get("alternatives") or ())}
     outputs: Mapping[str, str] = eye.card.get("output") or {}

@@ -42,7 +42,7 @@ def _one(builder: Builder, diffusion: Part, diffusions: Sequence[Part]) -> None:
         return
     elsewhere = _taken(builder, diffusion, diffusions)
     seatings = [s for f in declared if (s := seat(diffusion, f, near, rules, elsewhere, required))]
-    best = min(seatings, key=lambda s: s.faults)
+    best = builder.seatings[diffusion.index] = min(seatings, key=lambda s: s.faults)
     fields = _diffusion_fields(diffusion, best, seatings, rules)
     for loader in builder.loaders:
         _subjects(builder, diffusion, best, fields, loader)

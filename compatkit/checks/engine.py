@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes, workflow
+from compatkit.checks import verdict as verdicts
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.loaders import Loader, loaders
 from compatkit.checks.parts import Part, label, parts
 from compatkit.checks.subject import Builder, Subject
-from compatkit.checks.verdict import headline, identified, pending, verdict
 from compatkit.knowledge.cel import CelError
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import LEVELS, Finding, NotChecked, Report, Runtime, Stack
@@ -37,8 +37,8 @@ _WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
 _OF_LOCKS = ("file/moved", "file/newer")
 
 
-def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, Any]] = ()) -> Report:
-    """Run every rule that applies to the set.
+def collected(stack: Stack, knowledge: Rules, kinds: Iterable[str] = tuple(_BUILDERS)) -> Builder:
+    """Everything that rules of these kinds look at.
 
     Raises:
         KeyError: the stack names a runtime that the rules do not know.
@@ -55,27 +55,43 @@ def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, 
         licenses=stack.licenses,
         wiring=stack.wiring,
     )
+    for kind, build in _BUILDERS.items():
+        if kind in kinds:
+            build(builder)
+    return builder
+
+
+def judge(stack: Stack, knowledge: Rules, *, extra_rules: Sequence[Mapping[str, Any]] = ()) -> Report:
+    """Run every rule that applies to the set.
+
+    Raises:
+        KeyError: the stack names a runtime that the rules do not know.
+    """
     rules = {str(r["id"]): r for r in (*knowledge.checks(), *extra_rules)}
     wanted = {_WITH.get(str(r["binds"]), str(r["binds"])) for r in rules.values()} | {"file"}
-    for kind, build in _BUILDERS.items():
-        if kind in wanted:
-            build(builder)
-    findings, checked, not_checked = _run(builder, rules.values())
+    return judged(collected(stack, knowledge, wanted), stack, rules)
+
+
+def judged(builder: Builder, stack: Stack, rules: Mapping[str, Mapping[str, Any]], *, pending: bool = True) -> Report:
+    """The report that these rules make of what was collected. `pending`: also name the checks that do not exist yet."""
+    every = builder.parts
+    findings, checked, not_checked = evaluated(builder, rules.values())
     found = sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     unread = [n for part in every for n in part.component.not_checked]
     nowhere = {n.rule for n in unread if all(any(m.rule == n.rule for m in p.component.not_checked) for p in every)}
     checked = [rule for rule in checked if rule not in nowhere]
-    skipped = [*not_checked, *_blocked(builder, rules.values()), *pending(every, stack.settings), *unread]
-    outcome = verdict(every, found, skipped)
+    later = verdicts.pending(every, stack.settings) if pending else []
+    skipped = [*not_checked, *_blocked(builder, rules.values()), *later, *(unread if pending else [])]
+    outcome = verdicts.verdict(every, found, skipped)
     return Report(
         verdict=outcome,
-        judged=tuple(dict.fromkeys(p.role for p in every if identified(p))),
+        judged=tuple(dict.fromkeys(p.role for p in every if verdicts.identified(p))),
         components=stack.components,
         findings=tuple(found),
         adapters=tuple(builder.adapters),
         checked=tuple(checked),
         not_checked=tuple(dict.fromkeys(skipped)),
-        headline=headline(outcome, every),
+        headline=verdicts.headline(outcome, every),
         policy=stack.policy,
     )
 
@@ -85,7 +101,8 @@ def _loaders(wanted: Sequence[Runtime], every: Sequence[Part], rules: Rules) -> 
     return loaders(wanted, rules, usual)
 
 
-def _run(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], list[NotChecked]]:
+def evaluated(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], list[NotChecked]]:
+    """(findings, ids of the rules that ran, what did not run) of these rules on the subjects of a builder."""
     findings: list[Finding] = []
     checked: list[str] = []
     not_checked: list[NotChecked] = []

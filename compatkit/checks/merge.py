@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,20 +19,26 @@ _OF_LOADERS = ("loader/", "quant/")
 
 
 def judge_all(
-    stacks: Sequence[Stack], components: Sequence[Component], rules: Rules, notes: Sequence[NotChecked] = ()
+    stacks: Sequence[Stack],
+    components: Sequence[Component],
+    rules: Rules,
+    notes: Sequence[NotChecked] = (),
+    one: Callable[[Stack], Report] | None = None,
+    files: bool = True,
 ) -> Report:
     """Judge every set; findings are about `components`, which each set's wiring refers to.
 
-    A finding that holds for some samplers only says for which. `notes` are what nobody could judge.
+    A finding that holds for some samplers only says for which. `notes` are what nobody could judge. `one` judges a set
+    (the header checks do, if it is not given); `files`: what is wrong with files that reach no sampler is told too.
 
     Raises:
         KeyError: a set names a runtime that the rules do not know.
     """
     whole = Stack(tuple(components), stacks[0].runtimes if stacks else (), stacks[0].settings if stacks else {})
     every = parts(whole, rules)
-    reports = [judge(stack, rules) for stack in stacks]
+    reports = [one(stack) if one else judge(stack, rules) for stack in stacks]
     findings = _findings(stacks, [_explained(s, r) for s, r in zip(stacks, reports, strict=True)])
-    findings += _untouched(whole, stacks, rules)
+    findings += _untouched(whole, stacks, rules) if files else []
     findings.sort(key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     checked = dict.fromkeys(rule for r in reports for rule in r.checked)
     skipped = [n for r in reports for n in r.not_checked if n.blocks or n.rule not in checked]

@@ -34,7 +34,11 @@ class Subject:
 
 @dataclass(slots=True)
 class Builder:
-    """Collects subjects, and the reasons why some checks have none."""
+    """Collects subjects, and the reasons why some checks have none.
+
+    `seatings` (by diffusion model, who stands in which encoder slot) and `coverages` (base, LoRA, loader, what is
+    loaded of it) are what the dry run needs of the way there.
+    """
 
     parts: Sequence[Part]
     rules: Rules
@@ -49,6 +53,8 @@ class Builder:
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: list[tuple[str, str, bool]] = field(default_factory=list)
     adapters: list[dict[str, Any]] = field(default_factory=list)
+    coverages: list[Any] = field(default_factory=list)
+    seatings: dict[int, Any] = field(default_factory=dict)
 
     def add(self, subject: Subject) -> None:
         """One more subject."""

@@ -15,6 +15,7 @@ from compatkit import __version__
 COMMANDS = {
     "inspect": "Say what a model file is: family, facts, evidence.",
     "check": "Say whether a set of files will run together.",
+    "dryrun": "Run a set without weights: the error that torch would raise.",
     "smoke": "Look at the weights: NaN, Inf, zeros, damaged blocks.",
     "convert": "Write a LoRA in the names that another program reads.",
     "report": "Write an incident report about a set, to be sent.",

@@ -45,6 +45,7 @@ _RUNTIME: dict[str, type] = {
     "errors": dict,
     "refuses": list,
     "writes": str,
+    "applies": str,
     "notes": list,
     "sources": list,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compatkit.knowledge import keymap
+from compatkit.knowledge import junctionfile, keymap
 from compatkit.knowledge.expr import Expr, ExprError, parse, symbols
 from compatkit.knowledge.lines import Expansion, Group, Line, Part, parse_parts
 from compatkit.knowledge.values import parse_values
@@ -183,6 +183,7 @@ def check_keys(file: RuleFile) -> None:
             raise file.error(("latent", key), f"unknown key {key!r}{nearest(key, LATENT_KEYS)}")
         if key in ("channels", "ndim"):
             _expression(file, ("latent", key), value)
+    junctionfile.check(file, ("junctions",), file.data.get("junctions") or {})
     for i, encoder in enumerate(file.data.get("text_encoders") or []):
         for key in encoder:
             if key not in ENCODER_KEYS:

@@ -12,7 +12,8 @@ folders: {root: models, vae: vae}                   # where it looks for files, 
 prefixes: {diffusion: ["", "model."]}                # for one model in a file
 checkpoint_prefixes: {vae: ["vae."]}                 # for an all-in-one checkpoint
 history: [{version: …, date: …, diffusion: [arch, …], text_encoder: […]}]   # oldest first; lists stay until replaced
-te_models: {NAME: {embedding: …, routes: [{types: […], class: …, taps: 3, vocab: 32128}]}}
+latents: [{from: 5, to: 4, op: frame, since: …, note: …}]   # what it does to latents of another rank than the VAE's
+te_models: {NAME: {embedding: …, module: CLASS, routes: [{types: […], class: …, taps: 3, vocab: 32128}]}}
 clip_types: {single: […], several: […], fallback: …}
 together: [{types: […], class: …, parts: [NAME, …], count: 2}]
 quantization_types: {fast: […], slow: […], fail: […]}
@@ -47,13 +48,15 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "together": list,
     "helpers": list,
     "quantization_types": dict,
+    "latents": list,
     "errors": dict,
     "notes": list,
     "references": list,
 }
-_TE_KEYS = ("embedding", "routes", "network", "note")
+_TE_KEYS = ("embedding", "routes", "network", "module", "note")
 _ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
 _TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "vocab", "note")
+_LATENT_KEYS = ("from", "to", "op", "axis", "except", "since", "otherwise", "note")
 _CLIP_KEYS = ("single", "several", "fallback")
 _HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")
 
@@ -90,6 +93,8 @@ def parse(file: RuleFile) -> dict[str, Any]:
                 raise file.error(("together", i, "parts", j), f"{part!r} is not one of te_models")
     for i, entry in enumerate(data.get("history") or []):
         _keys(file, ("history", i), entry, _HISTORY_KEYS, needed=("version",))
+    for i, entry in enumerate(data.get("latents") or []):
+        _keys(file, ("latents", i), entry, _LATENT_KEYS, needed=("from", "to", "op"))
     _types(file, data)
     return {str(data["id"]): dict(data)}
 

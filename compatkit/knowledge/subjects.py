@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compatkit.knowledge.runfields import AGREEMENT, ENVIRONMENT, PROBE
 from compatkit.knowledge.subjectfields import LOADER, PART, Field
 from compatkit.knowledge.subjectfields import fields as _fields
 from compatkit.knowledge.workflowsubjects import WORKFLOW
@@ -365,6 +366,9 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "picture": {"picture": PICTURE},
     "latent": {"latent": LATENT},
     "roundtrip": {"component": PART, "trip": ROUND_TRIP},
+    "probe": {"probe": PROBE, "giver": PART, "taker": PART, "loader": LOADER},
+    "agreement": {"agreement": AGREEMENT, "giver": PART, "taker": PART, "loader": LOADER},
+    "environment": {"environment": ENVIRONMENT},
     **WORKFLOW,
     "role": {
         "role": _fields(

@@ -1,0 +1,115 @@
+"""The executed sets (`corpus/pairs.json`) in the dry run: can they be run, do they fail as recorded, in the same words.
+
+    python -m benchmarks.dryrun [--verbose]
+
+Rows whose `expect` is null are no sets and are skipped. Three figures, and what it costs:
+- run: sets in which every pair of models met in a probe; the others are listed by reason;
+- outcome: of those, sets that run through or stop as recorded (rows that worked although a part is the wrong one say
+  nothing of shapes and are not counted);
+- words: of those that stopped with the text of an operation of torch, sets whose first error says the same. Compared is
+  what the text says (`compatkit.dryrun.wording.read`): the sizes of the models and not of the run, in whatever
+  version's words.
+Reads the reference data in `../shared` (or $COMPATKIT_SHARED). Needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from benchmarks.cases import shared
+from benchmarks.sets import components
+from compatkit.checks import judge
+from compatkit.dryrun.dry import dry_run
+from compatkit.dryrun.run import Worker
+from compatkit.dryrun.wording import read
+from compatkit.knowledge.store import load
+from compatkit.vocabulary import Component, Finding, Report, Runtime, Stack
+
+RUNTIME = "comfyui"
+
+
+def stack(folder: Any, row: dict[str, Any]) -> Stack:
+    """One row's set."""
+    parts: list[Component] = []
+    for key, role in (("diffusion", "diffusion"), ("text_encoders", "text_encoder"), ("vae", "vae")):
+        names = row.get(key) or []
+        for name in [names] if isinstance(names, str) else names:
+            parts += components(folder, name, role)
+    settings = {"clip_type": row["clip_type"]} if row.get("clip_type") else {}
+    return Stack(tuple(parts), (Runtime(RUNTIME),), settings)
+
+
+def first(report: Report) -> Finding | None:
+    """The error that a user meets first: errors only in some nodes (tiled decoding) are not it."""
+    errors = [f for f in report.findings if f.level == "error" and not f.evidence.get("when")]
+    return min(errors, key=lambda f: f.evidence.get("order", 0), default=None)
+
+
+def main() -> None:
+    """Print the misses and the figures."""
+    folder, knowledge = shared(), load()
+    rows = [r for r in json.loads((folder / "corpus" / "pairs.json").read_text()) if r["expect"] is not None]
+    unrun: Counter[str] = Counter()
+    outcome: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    disagree: list[str] = []
+    seconds = 0.0
+    with Worker() as worker:
+        for row in rows:
+            made = stack(folder, row)
+            header = judge(made, knowledge)
+            start = time.perf_counter()
+            report = dry_run(made, knowledge, header, worker)
+            seconds += time.perf_counter() - start
+            error = first(report)
+            for f in report.findings:
+                if f.rule == "dryrun/disagrees":
+                    disagree.append(f"{row['set']}: {f.message}")
+            blocked = [n.why for n in report.not_checked if n.blocks]
+            if blocked and not error:
+                unrun[blocked[0]] += 1
+                continue
+            if row["works"] and row["expect"] == "fail":
+                outcome["not counted: worked with a wrong part"] += 1
+                continue
+            stopped = error is not None
+            outcome["as recorded" if stopped == (not row["works"]) else "otherwise"] += 1
+            if stopped == bool(row["works"]):
+                said = error.evidence["message"] if error else "ran through"
+                print(f"{row['set']} {row.get('clip_type')}: {said!r}; recorded: {str(row['error'])[:150]!r}")
+                continue
+            recorded = read(row["error"] or "")
+            if error is None or recorded is None:
+                continue
+            same = read(str(error.evidence["message"])) == recorded
+            words["same" if same else "other"] += 1
+            if not same or "--verbose" in sys.argv:
+                print(f"{row['set']}: {error.evidence['message']!r}\n    recorded: {row['error'][:160]!r}")
+        memory = worker.ask({"do": "memory"})["peak"]
+        torch = worker.environment["torch"]
+    print()
+    total, run = len(rows), sum(outcome.values())
+    print(f"{total} sets, torch {torch}")
+    print(f"run: {run} of {total} ({run / total:.1%})")
+    for why, n in unrun.most_common():
+        print(f"    not run: {n} x {why}")
+    counted = outcome["as recorded"] + outcome["otherwise"]
+    print(f"outcome as recorded: {outcome['as recorded']} of {counted} ({outcome['as recorded'] / counted:.1%})")
+    print(f"    {outcome['not counted: worked with a wrong part']} worked with a wrong part and are not counted")
+    of = sum(words.values())
+    print(f"same words: {words['same']} of {of} ({words['same'] / of:.1%})")
+    print(f"header check and dry run disagree: {len(disagree)}")
+    for line in disagree:
+        print(f"    {line}")
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{1000 * seconds / total:.1f} ms a set")
+    print(f"peak memory {memory / 1e6:.0f} MB (torch's process), {own:.0f} MiB (this one)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""`compatkit dryrun`: what would torch itself say?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from compatkit.cli.judging import answered, set_options, split
+
+
+@click.command("dryrun")
+@set_options
+def command(sources: tuple[str, ...], **options: Any) -> None:
+    """Run the places where the SOURCEs meet, with the installed torch, on tensors without weights.
+
+    Each text encoder's output goes into the model's text input, the latent into the VAE's first layers, a LoRA's change
+    onto its weight: real operations on tensors that have the shapes of the headers and take no memory. What they raise
+    is what a user of this torch would see. Needs torch (pip install 'compatkit[torch]'), no GPU, and no weights: of
+    files elsewhere only headers are read. `check --dryrun` does this and the header checks.
+    """
+    from compatkit import api
+
+    asked, answer = split(options)
+    answered(api.dryrun(sources, **asked), answer)

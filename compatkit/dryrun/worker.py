@@ -1,0 +1,87 @@
+"""The process that has torch: `python -m compatkit.dryrun.worker` reads requests, one JSON object a line, and answers.
+
+    {"do": "environment"}                      -> {"torch": "2.13.0+cpu", "python": "3.12.3"}
+    {"do": "memory"}                           -> {"peak": 305000000}
+    {"do": "chains", "chains": [{…}, …]}       -> {"results": [{"ok": true}, {"ok": false, "message": …}, …]}
+
+An answer is one line. What does not work is an answer too: {"failed": "ImportError", "message": …}. Nothing else is
+written to standard output: whatever a library prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Address space, bytes. What torch maps for itself is far below; a kernel that would fill memory fails instead.
+ADDRESS_SPACE = 48 << 30
+
+
+def environment(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Which torch this is."""
+    import torch
+
+    torch.empty(1)  # an installation whose libraries do not load fails here at the latest
+    return {"torch": str(torch.__version__), "python": sys.version.split()[0]}
+
+
+def chains(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the chains of operations of `ops`."""
+    from compatkit.dryrun import ops
+
+    return {"results": [ops.run_chain(chain) for chain in request["chains"]]}
+
+
+def memory(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The most memory this process had, bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return {"peak": 0}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak if sys.platform == "darwin" else peak * 1024}
+
+
+#: What a request may ask. Values are called with the request; modules with torch are imported when they are needed.
+ACTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "environment": environment,
+    "chains": chains,
+    "memory": memory,
+}
+
+
+def answer(line: str) -> dict[str, Any]:
+    """The answer to one request; an exception is part of it."""
+    try:
+        request = json.loads(line)
+        return ACTIONS[request["do"]](request)
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            raise
+        return {"failed": type(e).__name__, "message": " ".join(str(e).split())[:2000]}
+
+
+def _bound() -> None:
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    except (ImportError, ValueError, OSError):
+        return  # not on this system: time is still bounded by the caller
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    _bound()
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        out.write(json.dumps(answer(line)) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
