@@ -319,9 +319,7 @@ def inspect_all(
     components: list[Component] = []
     unreachable: list[str] = []
     wanted: list[Request] = []
-    if any(is_workflow(s) for s in sources):
-        plan = _plan(wholes.named(sources), knowledge, models, comfyui, links)
-        assert plan is not None
+    if plan := workflow_plan(sources, rules, models, comfyui, links):
         wanted, sources = list(plan.requests), ()
         unreachable += [p.message for c in plan.absent() for p in c.problems]
     for source in sources:
@@ -343,6 +341,19 @@ def is_workflow(source: str) -> bool:
     from compatkit.stacks.workflow.graph import looks_like
 
     return looks_like(source)
+
+
+def workflow_plan(
+    sources: Sequence[str],
+    rules: Iterable[Path] = (),
+    models: Sequence[str] = (),
+    comfyui: str | None = None,
+    links: bool = False,
+) -> Plan | None:
+    """What a workflow among the sources stands for; None where there is none. Raises as `check`."""
+    if not any(is_workflow(s) for s in sources):
+        return None
+    return _plan(wholes.named(sources), load(tuple(rules)), models, comfyui, links)
 
 
 def opened_as(text: str, rules: Iterable[Path] = ()) -> tuple[str | None, str, list[Component]]:

@@ -13,7 +13,10 @@ from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import LEVELS, Component, Finding, NotChecked, Report, Stack
 
 #: Findings about the lack of something that another finding of the same sampler explains.
-_FOLLOWS = {"encoder/missing": "workflow/loader-role", "encoder/surplus": "workflow/prompt-of-another-model"}
+_FOLLOWS = {
+    "encoder/missing": {"workflow/loader-role", "workflow/empty-output"},
+    "encoder/surplus": {"workflow/prompt-of-another-model"},
+}
 #: What a loader of a class that nobody described can open is not known.
 _OF_LOADERS = ("loader/", "quant/")
 
@@ -69,7 +72,7 @@ def _explained(stack: Stack, report: Report) -> Report:
     }
     kept, notes = [], []
     for finding in report.findings:
-        if _FOLLOWS.get(finding.rule) in there:
+        if _FOLLOWS.get(finding.rule, set()) & there:
             continue
         if finding.rule.startswith("quant/") and any(
             (i, finding.evidence.get("scheme")) in packings for i in finding.components

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import rules_option
+from compatkit.cli.options import rules_option, workflow_options
 
 
 @click.command("init")
@@ -21,11 +21,22 @@ from compatkit.cli.options import rules_option
     help="Where to write it; - is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@workflow_options
 @rules_option
-def command(sources: tuple[str, ...], output: Path, force: bool, rules: tuple[Path, ...]) -> None:
+def command(
+    sources: tuple[str, ...],
+    output: Path,
+    force: bool,
+    models: tuple[str, ...],
+    comfyui: str | None,
+    links: bool,
+    rules: tuple[Path, ...],
+) -> None:
     """Write a stack.toml that names the SOURCEs by the roles their tensors show.
 
-    Roles come from identification; `ROLE=SOURCE` sets one. Exits 3, and writes nothing, if a file is not recognised.
+    Roles come from identification; `ROLE=SOURCE` sets one. A ComfyUI workflow stands for its files, with the LoRAs'
+    strengths and the sampler's settings; what is not here is left out, and said. Exits 3, and writes nothing, if a file
+    is not recognised.
     """
     from compatkit import api
     from compatkit.stacks import initial
@@ -34,7 +45,10 @@ def command(sources: tuple[str, ...], output: Path, force: bool, rules: tuple[Pa
     if output.exists() and not force and not to_stdout:
         raise click.UsageError(f"{output} exists; --force replaces it.")
     rows, all_components, unknown = [], [], []
-    for text in sources:
+    plan = api.workflow_plan(sources, rules, models, comfyui, links)
+    for absent in plan.absent() if plan else ():
+        click.echo(f"Left out: {absent.reason}. {absent.problems[0].fix}", err=True)
+    for text in [r.source for r in plan.requests] if plan else sources:
         role, source, components = api.opened_as(text, rules)
         role = role or initial.entry_role(components, Path(source).is_dir())
         if role is None:
@@ -46,7 +60,9 @@ def command(sources: tuple[str, ...], output: Path, force: bool, rules: tuple[Pa
         click.echo(f"Not written: {line}. Give it as ROLE=FILE if you know what it is.", err=True)
     if unknown:
         raise click.exceptions.Exit(3)
-    document = initial.text(rows, api.titles(all_components, rules), "" if to_stdout else str(output.parent))
+    folder = "" if to_stdout else str(output.parent)
+    strengths, settings = (plan.strengths(), plan.settings()) if plan else ({}, {})
+    document = initial.text(rows, api.titles(all_components, rules), folder, strengths, settings)
     if to_stdout:
         click.echo(document, nl=False)
         return

@@ -19,7 +19,7 @@ _NEVER, _BYPASS = 2, 4
 #: The numbers that a subgraph's own inputs and outputs have among its nodes.
 _INPUTS, _OUTPUTS = -10, -20
 #: How many subgraphs may lie in one another, and how many steps a wire may be followed.
-_DEEPEST, _LONGEST = 32, 4000
+_DEEPEST, _LONGEST = 32, 150
 _SEEDS = ("seed", "noise_seed")
 
 

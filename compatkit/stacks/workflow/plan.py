@@ -48,6 +48,19 @@ class Plan:
     links: Mapping[str, str]
     notes: list[NotChecked] = field(default_factory=list)
 
+    def strengths(self) -> dict[str, tuple[float | None, float | None]]:
+        """Source of every LoRA -> its strength on the model and on the text encoder."""
+        loras = [load for load in self.found if load.use == "lora"]
+        return {self.found[x]: (x.strength, x.strength_clip) for x in loras}
+
+    def settings(self) -> dict[str, str]:
+        """How the last sampler is set, and what its encoders are loaded as."""
+        if not self.runs:
+            return {}
+        run = next((r for r in reversed(self.runs) if r.decoded), self.runs[-1])
+        types = list(run.clip_types.values())
+        return {**({"clip_type": types[0]} if types else {}), **run.settings}
+
     def places(self) -> dict[str, Place]:
         """Source, as reports name it -> where the workflow names it; "" is the workflow itself."""
         out = {"": Place(self.graph.path, 1)}
@@ -224,9 +237,7 @@ def plan(
     if not every:
         raise SourceError(f"{shown(path)} is a workflow in which no node that runs loads a model file")
     requests = [g if isinstance(g, Request) else parse_request(g) for g in given]
-    finder = Finder(
-        [r.source for r in requests], models, os.path.dirname(os.path.abspath(path)), rules["folders"], extra
-    )
+    finder = Finder([r.source for r in requests], models, os.path.dirname(path), rules["folders"], extra)
     where = {name: url for node in graph.nodes.values() for name, url in node.links.items()}
     by_source = {r.source: r for r in requests}
     found: dict[Load, str] = {}

@@ -1,0 +1,182 @@
+"""`check`, `inspect` and `init` on workflows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.support import graphs
+
+Model = Callable[..., Path]
+
+
+def write(folder: Path, graph: dict[str, Any], name: str = "workflow.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(graph, indent=1))
+    return path
+
+
+def report(run: Run, *arguments: str) -> dict[str, Any]:
+    out = run("check", *arguments, "--format", "json")
+    assert out.stdout, out.stderr
+    found: dict[str, Any] = json.loads(out.stdout)
+    return found
+
+
+def rules(found: dict[str, Any], *levels: str) -> list[str]:
+    return [f["rule"] for f in found["findings"] if not levels or f["level"] in levels]
+
+
+def test_the_files_beside_a_workflow_are_found_and_pass(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    write(tmp_path, graphs.api())
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "pass"
+    assert rules(found, "error", "warning") == []
+    assert {"encoder/width", "vae/latent-space", "workflow/latent", "workflow/steps"} <= set(found["checked"])
+    (tmp_path / "out.png").write_bytes(graphs.png("prompt", graphs.api()))
+    assert report(run, "out.png")["verdict"] == "pass"
+
+
+def test_a_wrong_encoder_in_a_workflow_fails_with_the_line_that_names_it(
+    run: Run, wrong_set: list[Path], tmp_path: Path
+) -> None:
+    write(tmp_path, graphs.api(clip="encoder.safetensors"))
+    found = report(run, "workflow.json")
+    assert rules(found, "error") == ["encoder/width"]
+    lines = (tmp_path / "workflow.json").read_text().splitlines()
+    annotated = run("check", "workflow.json", "--format", "github").stdout
+    assert "file=workflow.json" in annotated
+    named = [i for i, line in enumerate(lines, 1) if "dit.gguf" in line or "encoder.safetensors" in line]
+    assert any(f"line={i}" in annotated for i in named)
+
+
+def test_files_lie_in_a_models_folder(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    flows = tmp_path / "flows"
+    flows.mkdir()
+    write(flows, graphs.api())
+    refused = run("check", "flows/workflow.json")
+    assert refused.returncode == 2
+    assert "none of its files is here" in refused.stderr
+    install = tmp_path / "ComfyUI"
+    for file, folder in zip(right_set, ("unet", "text_encoders", "vae"), strict=True):
+        (install / "models" / folder).mkdir(parents=True)
+        file.rename(install / "models" / folder / file.name)
+    (install / "comfyui_version.py").write_text('__version__ = "0.3.60"\n')
+    assert report(run, "flows/workflow.json", "--models", "ComfyUI/models")["verdict"] == "pass"
+    old = report(run, "flows/workflow.json", "--comfyui", "ComfyUI")
+    assert "loader/too-old" in rules(old, "error")
+    (install / "models/vae/vae.safetensors").unlink()
+    gone = report(run, "flows/workflow.json", "--models", "ComfyUI/models")
+    assert rules(gone, "error") == ["workflow/file-missing"]
+    assert "vae.safetensors" in gone["findings"][0]["message"]
+
+
+def test_a_file_that_is_not_here_leaves_the_verdict_open(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    right_set[1].unlink()
+    write(tmp_path, graphs.api())
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "unknown"
+    assert rules(found, "warning") == ["workflow/file-missing"]
+    assert "encoder/missing" not in rules(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "level"),
+    [
+        ({"clip": "dit.gguf"}, "workflow/loader-role", "error"),
+        ({"latent": "EmptyHunyuanLatentVideo"}, "workflow/latent", "error"),
+        ({"latent": "EmptyLatentImage"}, "workflow/latent-repaired", "info"),
+        ({"clip_type": "flux2"}, "encoder/clip-type", "error"),
+        ({"cfg": 0.0}, "workflow/cfg-zero", "warning"),
+    ],
+)
+def test_what_a_workflow_gets_wrong(
+    run: Run, right_set: list[Path], tmp_path: Path, change: dict[str, Any], rule: str, level: str
+) -> None:
+    write(tmp_path, graphs.api(**change))
+    found = report(run, "workflow.json")
+    assert rule in rules(found, level)
+    assert found["verdict"] == ("fail" if level == "error" else "pass")
+    if rule == "workflow/loader-role":
+        assert "encoder/missing" not in rules(found)
+
+
+def test_a_gguf_in_a_loader_of_the_core(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    graph = graphs.api()
+    graph["2"]["class_type"] = "CLIPLoader"
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert rules(found, "error") == ["workflow/loader-format"]
+    assert "GGUF" in found["findings"][0]["message"]
+
+
+def test_a_diffusion_model_in_the_checkpoint_loader(run: Run, model: Model, tmp_path: Path) -> None:
+    model("dit.safetensors", "z_image_turbo")
+    graph = graphs.api(unet="dit.safetensors")
+    graph["1"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "dit.safetensors"}}
+    graph["4"]["inputs"]["clip"] = ["1", 1]
+    graph["7"]["inputs"]["vae"] = ["1", 2]
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert rules(found, "error") == ["workflow/empty-output"]
+    message = found["findings"][0]["message"]
+    assert "CLIP" in message
+    assert "VAE" in message
+
+
+def test_two_sets_in_one_workflow_are_judged_apart(
+    run: Run, model: Model, right_set: list[Path], tmp_path: Path
+) -> None:
+    for name, family in (("u.safetensors", "sd15"), ("c.safetensors", "clip_l"), ("v.safetensors", "sd15_vae")):
+        model(name, family)
+    graph = graphs.api()
+    other = graphs.api("u.safetensors", "c.safetensors", "v.safetensors", clip_type="stable_diffusion", cfg=7.0)
+    for number, node in other.items():
+        inputs = {
+            k: [f"1{v[0]}", v[1]] if isinstance(v, list) and len(v) == 2 else v for k, v in node["inputs"].items()
+        }
+        graph[f"1{number}"] = {**node, "inputs": inputs}
+    write(tmp_path, graph)
+    assert report(run, "workflow.json")["verdict"] == "pass"
+    graph["14"]["inputs"]["clip"] = ["2", 0]
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "fail"
+    [error] = [f for f in found["findings"] if f["rule"] == "encoder/width"]
+    assert "node 16" in error["message"]
+
+
+def test_a_sampler_nobody_described_leaves_it_open(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    graph = graphs.api()
+    graph["6"]["class_type"] = "SamplerOfMine"
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "unknown"
+    assert any(n["rule"] == "workflow/wiring" for n in found["not_checked"])
+
+
+def test_inspect_and_init_take_a_workflow(run: Run, model: Model, right_set: list[Path], tmp_path: Path) -> None:
+    write(tmp_path, graphs.api())
+    seen = json.loads(run("inspect", "workflow.json", "--format", "json").stdout)
+    assert {c["role"] for c in seen["components"]} == {"diffusion", "text_encoder", "vae"}
+    made = run("init", "workflow.json")
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "stack.toml").read_text()
+    assert 'diffusion = "dit.gguf"' in text
+    assert 'clip_type = "lumina2"' in text
+    assert "steps = 9" in text
+    assert report(run, "stack.toml")["verdict"] == "pass"
+
+
+def test_one_workflow_at_a_time_and_models_only_with_one(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    write(tmp_path, graphs.api())
+    write(tmp_path, graphs.api(), "other.json")
+    two = run("check", "workflow.json", "other.json")
+    assert (two.returncode, "one workflow or stack at a time" in two.stderr) == (2, True)
+    alone = run("check", "dit.gguf", "--models", ".")
+    assert (alone.returncode, "no workflow" in alone.stderr) == (2, True)
