@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SIZES = {name: (values, nbytes) for name, values, nbytes in TYPES.values()}
 
 #: Values unpacked at a time: what is needed beside the result stays a few dozen megabytes.
-CHUNK = 1 << 21
+CHUNK = 1 << 22
 
 #: What the 16 codes of IQ4_NL and IQ4_XS stand for.
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

@@ -8,7 +8,7 @@ module uses its own weight, a parent's, or one inside a list, and no class needs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,25 +130,6 @@ class Streamed:
             self._keep.append(tensor)
         self.order = list(dict.fromkeys(self.names.values()))
 
-    def learn(self, call: Callable[[], Any]) -> bool:
-        """Run `call()` on the meta device to learn the order in which tensors will be asked for.
-
-        What cannot be run so (values decide the way) leaves the order as it was, that of the module; False then.
-        """
-        import torch
-
-        taken: list[str] = []
-        on_meta = Streamed.__new__(Streamed)
-        on_meta.module, on_meta.plan, on_meta.names = self.module, self.plan, self.names
-        on_meta.supply = _Meta({self.names[id(t)]: t for t in self._keep})
-        try:
-            with torch.no_grad(), _feeding(on_meta, None, taken):
-                call()
-        except Exception:
-            return False
-        self.order = taken or self.order
-        return True
-
     def run(self, call: Callable[[], Any], recorder: Recorder | None = None) -> Result:
         """`call()` with the weights streamed; `recorder` watches its operations."""
         import torch
@@ -166,6 +147,26 @@ class Streamed:
         if taken:
             self.order = taken
         return Result(output, recorder.record if recorder else Record(), taken)
+
+
+def order_of(module: torch.nn.Module, call: Callable[[], Any], tied: Mapping[str, str] | None = None) -> list[str]:
+    """State-dict names in the order in which `call`, a run of a module that is all on the meta device, asks for them.
+
+    What went before an error is given, too: `call` may fail where values decide the way.
+    """
+    import torch
+
+    tied = tied or {}
+    taken: list[str] = []
+    on_meta = Streamed.__new__(Streamed)
+    on_meta.module, on_meta.plan, on_meta.names = module, {}, {}
+    stand_ins = {}
+    for name, tensor in stored(module):
+        stand_ins[on_meta.names.setdefault(id(tensor), tied.get(name, name))] = tensor
+    on_meta.supply = _Meta(stand_ins)
+    with torch.no_grad(), suppress(Exception), _feeding(on_meta, None, taken):
+        call()
+    return taken
 
 
 def stored(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -260,9 +261,9 @@ def _feeding(streamed: Streamed, recorder: Recorder | None, taken: list[str]) ->
             """An embedding: of a large table only the rows that are asked for."""
             tokens, weight, rest = args[0], args[1], args[2:]
             name = names[id(weight)]
-            recipe = streamed.plan[name]
+            recipe = streamed.plan.get(name)
             fetcher = getattr(supply, "fetcher", None)
-            if weight.numel() < _TABLE or fetcher is None or not recipe.plain or fetcher.patches:
+            if weight.numel() < _TABLE or fetcher is None or recipe is None or not recipe.plain or fetcher.patches:
                 held: dict[str, torch.Tensor] = {}
                 with quiet():
                     table = self.real(weight, held)
