@@ -100,6 +100,7 @@ def open_model(
         where = torch.device(device)
         if where.type == "cuda":
             _usable(where)
+            where = torch.device("cuda", where.index or 0)  # parts of torch take no device without its number
             _bounded(where, vram)
             _tables_to(built.module, where)
         fetcher = Fetcher(weights, patches)
