@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compatkit.cli.answers import rendered
-from compatkit.cli.options import deliver, network_options, output_options, rules_option, step_summary
+from compatkit.cli.judging import answered, set_options, split
 
 if TYPE_CHECKING:
     from compatkit.smoke.session import Limits
@@ -37,7 +36,6 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic
 
 
 @click.command("smoke")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
 @click.option("--scan", "scan_only", is_flag=True, help="Only look at every weight once; run nothing. Needs no torch.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Scan only tensors with names like that. Repeatable.")
 @click.option(
@@ -56,38 +54,9 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic
     metavar="SIZE",
     help="The most memory of its own that a stage may take (maps of model files are not counted).",
 )
-@click.option("--runtime", "runtimes", multiple=True, metavar="NAME[@VERSION]", help="As for `check`.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As for `check`.")
-@click.option("--assume", "assumed", multiple=True, metavar="FILE=FAMILY", help="As for `check`.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(["error", "warning"]),
-    default="error",
-    show_default=True,
-    help="The level from which findings make the exit code 1.",
-)
-@click.option("--strict", is_flag=True, help="Also exit 1 where the verdict is unknown.")
-@network_options
-@output_options
-@rules_option
+@set_options
 def command(
-    sources: tuple[str, ...],
-    scan_only: bool,
-    only: tuple[str, ...],
-    timeout: float,
-    memory: int,
-    runtimes: tuple[str, ...],
-    settings: tuple[str, ...],
-    assumed: tuple[str, ...],
-    fail_on: str,
-    strict: bool,
-    offline: bool,
-    full: bool,
-    format_: str,
-    outputs: list[tuple[str, str]],
-    color: str,
-    verbose: bool,
-    rules: tuple[Path, ...],
+    sources: tuple[str, ...], scan_only: bool, only: tuple[str, ...], timeout: float, memory: int, **options: Any
 ) -> None:
     """Look at what only the weights of the SOURCEs tell: NaN, Inf, zeros, damaged blocks, values out of range.
 
@@ -97,24 +66,14 @@ def command(
     from compatkit import api
     from compatkit.smoke.session import Limits, weights_only
 
-    report = api.check(
-        sources,
-        runtime=runtimes,
-        assume=api.pairs(assumed, "--assume", "FILE=FAMILY"),
-        rules=rules,
-        offline=offline,
-        headers_only=False,
-        full=True,
-        links=False,
-        **api.pairs(settings, "--set", "KEY=VALUE"),
-    )
+    asked, answer = split(options)
+    report = api.check(sources, **{**asked, "full": True})
     if scan_only:
         report = weights_only(report)
-    limits = Limits(timeout, memory)
-    report = _scanned(report, sources, limits, only, rules, offline)
+    report = _scanned(report, sources, Limits(timeout, memory), only, answer.rules, bool(options["offline"]))
     if not scan_only:
         report = _ran(report)
-    _deliver(report, rules, format_, outputs, color, verbose, fail_on, strict)
+    answered(report, answer)
 
 
 def _scanned(
@@ -130,16 +89,8 @@ def _scanned(
     from compatkit.smoke.session import scan
 
     with _Bar() as bar:
-        return scan(
-            report,
-            sources,
-            load(rules),
-            limits,
-            only=only,
-            rules=rules,
-            offline=offline,
-            progress=bar if bar.on else None,
-        )
+        show = bar if bar.on else None
+        return scan(report, sources, load(rules), limits, only=only, rules=rules, offline=offline, progress=show)
 
 
 def _ran(report: Report) -> Report:
@@ -149,27 +100,6 @@ def _ran(report: Report) -> Report:
 
     why = "the weights were looked at, and not run: the forward of this set is not supported yet"
     return merged(report, (), (), [NotChecked("smoke/forward", why)])
-
-
-def _deliver(
-    report: Report,
-    rules: tuple[Path, ...],
-    format_: str,
-    outputs: list[tuple[str, str]],
-    color: str,
-    verbose: bool,
-    fail_on: str,
-    strict: bool,
-) -> None:
-    from compatkit import api
-
-    def render(kind: str, colour: bool) -> str:
-        return rendered(report, kind, colour, rules, verbose=verbose, fail_on=fail_on, strict=strict)
-
-    deliver(render, format_, outputs, color)
-    if format_ == "github":
-        step_summary(lambda: render("markdown", False))
-    raise click.exceptions.Exit(api.exit_code(report, fail_on, strict))
 
 
 class _Bar:

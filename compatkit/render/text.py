@@ -77,7 +77,7 @@ def _finding(finding: Finding, components: Sequence[Component], paint: Paint) ->
     for runtime, message in finding.predicts.items():
         yield from _wrapped(f"You would see ({runtime}): {message}", hang=4)
     if finding.fix:
-        yield from _wrapped(f"{paint('Fix:', 'bold')} {finding.fix}", hang=4)
+        yield from _led("Fix:", paint("Fix:", "bold"), finding.fix)
 
 
 def _wrapped(text: str, indent: int = 2, hang: int = 0) -> list[str]:
@@ -92,6 +92,12 @@ def _wrapped(text: str, indent: int = 2, hang: int = 0) -> list[str]:
             break_on_hyphens=False,
         ) or [""]
     return out
+
+
+def _led(word: str, painted: str, text: str, hang: int = 4) -> list[str]:
+    """`word text` wrapped, its first word as `painted`: colours are put in last, since text is made safe of them."""
+    first, *rest = _wrapped(f"{word} {text}", hang=hang)
+    return [first.replace(word, painted, 1), *rest]
 
 
 def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
@@ -130,10 +136,9 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
     yield paint(line(c.source), "bold")
     if c.format == "unreadable":
         for problem in c.problems:
-            yield from _wrapped(
-                f"{paint(problem.level, LEVEL_COLOUR[problem.level])} {problem.rule}: {problem.message}"
-            )
-            yield from _wrapped(f"{paint('Fix:', 'bold')} {problem.fix}" if problem.fix else "", hang=4)
+            told = f"{problem.rule}: {problem.message}"
+            yield from _led(problem.level, paint(problem.level, LEVEL_COLOUR[problem.level]), told, hang=0)
+            yield from _led("Fix:", paint("Fix:", "bold"), problem.fix) if problem.fix else [""]
         return
     what = f"{c.role.replace('_', ' ')}, {_names(c, titles)}" if c.family or c.title else f"{c.role}: not recognised"
     yield f"  {what}" + (f"  [{', '.join(c.families)}]" if c.family else "")
@@ -169,7 +174,8 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
                 break_on_hyphens=False,
             )
     for problem in c.problems:
-        yield from _wrapped(f"{paint(problem.level, LEVEL_COLOUR[problem.level])} {problem.rule}: {problem.message}")
+        told = f"{problem.rule}: {problem.message}"
+        yield from _led(problem.level, paint(problem.level, LEVEL_COLOUR[problem.level]), told, hang=0)
 
 
 def _quantisation(c: Component) -> str:

@@ -75,6 +75,8 @@ class Measured:
             "packed": bool(row.get("packed")),
             "nan": row.get("nan", 0),
             "inf": row.get("inf", 0),
+            "nan_words": f"{row.get('nan', 0):,}",
+            "inf_words": f"{row.get('inf', 0):,}",
             "bad_at": where(row.get("first", -1), tensor, kind),
             "max_abs": largest,
             "max_words": number(largest),
