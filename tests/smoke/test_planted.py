@@ -203,7 +203,7 @@ def test_denormals(scan: Any, tmp_path: Path) -> None:
 
 def test_what_fp8_without_a_scale_loses(scan: Any, tmp_path: Path) -> None:
     def change(values: dict[str, Any]) -> None:
-        values[W2][:] *= 0.02
+        values[W2][:] *= 0.01
 
     found(scan(changed(tmp_path / "m.safetensors", "F8_E4M3", change)), "smoke/underflow", W2, "warning")
 
@@ -518,3 +518,9 @@ def test_a_lora_that_was_never_trained(scan: Any, tmp_path: Path) -> None:
         "warning",
     )
     assert "never trained" in finding.message
+
+
+def test_a_causal_mask_is_no_weight(scan: Any, tmp_path: Path) -> None:
+    values = weights()
+    values["text.attn_mask"] = np.triu(np.full((77, 77), -np.inf, np.float32), 1)
+    assert smoke(scan(write_model(tmp_path / "m.safetensors", values, "F32"))) == []
