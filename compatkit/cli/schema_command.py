@@ -8,7 +8,7 @@ import click
 @click.command("schema")
 @click.argument("what", type=click.Choice(["reports", "stack"]), default="reports")
 def command(what: str) -> None:
-    """Print the JSON Schema (2020-12) of what `inspect` and `check` print with --format json, or of a `stack.toml`."""
+    """Print the JSON Schema (2020-12) of what the commands print with --format json, or of a `stack.toml`."""
     from compatkit.render.document import as_json
 
     if what == "stack":

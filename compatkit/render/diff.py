@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compatkit import __version__
 from compatkit.render.document import finding_document
 from compatkit.render.places import fingerprint
 from compatkit.render.style import basename
@@ -132,6 +133,8 @@ def difference_document(d: Difference) -> dict[str, Any]:
     """The JSON of `report --diff`."""
     return {
         "tool": "compatkit",
+        "version": __version__,
+        "worse": d.worse,
         "verdict": {"old": d.verdicts[0], "new": d.verdicts[1]},
         "new": list(d.new),
         "gone": list(d.gone),

@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of what `inspect --format json` and `check --format json` print."""
+"""JSON Schema (2020-12) of what the commands print with `--format json`."""
 
 from __future__ import annotations
 
@@ -191,15 +191,18 @@ _SCAN = {
 
 
 def schema() -> dict[str, Any]:
-    """The schema; `$defs` holds `inspect` and `check`, and the whole accepts either."""
+    """The schema; `$defs` holds one for each command that prints JSON, and the whole accepts any of them."""
+    from compatkit.render.reportschema import definitions
+
     head = {"tool": {"const": "compatkit"}, "version": {"type": "string"}}
     components = {"type": "array", "items": {"$ref": "#/$defs/component"}}
     findings = {"type": "array", "items": {"$ref": "#/$defs/finding"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "compatkit reports",
-        "oneOf": [{"$ref": "#/$defs/check"}, {"$ref": "#/$defs/inspect"}],
+        "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("check", "inspect", "explain", "report", "diff", "cache")],
         "$defs": {
+            **definitions(),
             "component": _COMPONENT,
             "finding": _FINDING,
             "adapter": _ADAPTER,

@@ -1,0 +1,78 @@
+"""JSON Schema of `explain`, `report`, `report --diff` and `cache info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_VERDICT = {"enum": ["pass", "fail", "unknown"]}
+_HEAD = {"tool": {"const": "compatkit"}, "version": {"type": "string"}}
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+_CAUSE = _closed(
+    {
+        "rule": {"type": "string", "description": "a rule id, also of a check that does not exist yet"},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+        "matched": {"type": "string", "description": "the line"},
+        "captured": {"type": "object"},
+        "message": {"type": "string"},
+        "fix": {"type": "string"},
+        "lines": _COUNT | {"description": "how many lines say it"},
+        "confirmed": {"type": "boolean", "description": "a finding about the files at hand explains it"},
+    }
+)
+_SUMMARY = _closed(
+    {
+        "what": {"type": "string"},
+        "predicts": _TEXTS,
+        "observed": {"type": ["string", "null"]},
+        "fixes": _STRINGS,
+        "not_checked": _COUNT,
+    }
+)
+_HEADER = _closed(
+    {"source": {"type": "string"}, "sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}},
+)
+
+
+def definitions() -> dict[str, Any]:
+    """`$defs` for the whole schema; those of `check` are referred to."""
+    causes = {"type": "array", "items": {"$ref": "#/$defs/cause"}, "description": "best first"}
+    findings = {"type": "array", "items": {"$ref": "#/$defs/finding"}}
+    log = _TEXTS | {"description": "what the log says of the run: versions, card, dtypes, what was loaded"}
+    report = {
+        **_HEAD,
+        "verdict": _VERDICT,
+        "headline": {"type": "string"},
+        "summary": _SUMMARY,
+        "headers": {"type": "array", "items": _HEADER},
+        "check": {"$ref": "#/$defs/check"},
+        "smoke": {"oneOf": [{"type": "null"}, _closed({"verdict": {"type": "string"}, "pictures": _STRINGS})]},
+        "log": log,
+        "causes": {"oneOf": [{"type": "null", "description": "no log was given"}, causes]},
+        "environment": _TEXTS,
+        "reproduce": {"type": "string"},
+    }
+    difference = {
+        **_HEAD,
+        "verdict": _closed({"old": _VERDICT, "new": _VERDICT}),
+        "worse": {"type": "boolean", "description": "a new error, or a worse verdict: the exit code is 1"},
+        "new": findings,
+        "gone": findings,
+        "same": _COUNT,
+        "files": _STRINGS,
+        "coverage": _STRINGS,
+    }
+    return {
+        "cause": _CAUSE,
+        "explain": _closed({**_HEAD, "causes": causes, "log": log}),
+        "report": _closed(report),
+        "diff": _closed(difference),
+        "cache": _closed({"path": {"type": "string"}, "files": _COUNT, "bytes": _COUNT, "disk": _COUNT}),
+    }
