@@ -18,15 +18,19 @@ def junction_fields(card: Mapping[str, Any], name: str | None, part: Part, takes
         return {}
     weight: list[Any] = [_side(side, part) for side in entry.get("weight") or ()]
     if not weight or None in weight:
-        weight = _in_file(entry.get("module"), part)
+        weight = _in_file(_first(entry.get("module")), part)
     if len(weight) < 2 or takes not in weight[1:2]:
         weight = []
     return {
         "op": entry.get("op"),
-        "module": entry.get("module"),
+        "module": _first(entry.get("module")),
         "rows": weight[0] if weight else None,
         "weight": weight,
     }
+
+
+def _first(module: Any) -> Any:
+    return module[0] if isinstance(module, list) and module else module
 
 
 def _side(side: Any, part: Part) -> int | None:

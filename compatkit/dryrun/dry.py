@@ -116,10 +116,14 @@ def _environment(failure: str) -> Any:
 def _skipped(gaps: Sequence[Gap], unrun: Sequence[Probe], failure: str) -> list[NotChecked]:
     from compatkit.vocabulary import NotChecked
 
-    out = [NotChecked(f"dryrun/{gap.about}", gap.why, gap.blocks) for gap in gaps]
+    out = [NotChecked(_rule(gap.about), gap.why, gap.blocks) for gap in gaps]
     for about in dict.fromkeys(p.about for p in unrun):
-        out.append(NotChecked(f"dryrun/{about}", f"torch could not be used: {failure}", blocks=True))
+        out.append(NotChecked(_rule(about), f"torch could not be used: {failure}", blocks=True))
     return out
+
+
+def _rule(about: str) -> str:
+    return f"dryrun/{'context' if about == 'glyph' else about}"
 
 
 def _absent(reasons: Mapping[str, str], made: Any) -> list[NotChecked]:

@@ -100,6 +100,11 @@ class Features(Planner):
             return
         if self.stopped(about, loader, diffusion, *(p for p, _ in given)):
             return
+        if junction is None and loader.name in ((seating.card.get("junctions") or {}).get(name) or {}).get(
+            "runtimes", {}
+        ):
+            self.gap(about, f"in {loader.label} a component of its own takes {name}", blocks=False)
+            return
         if junction is None:
             part = (given or list(by_slot.values()))[0][0]
             self.gap(about, f"no operation is written down for {name} of {diffusion.fields['title']} ({part.role})")
@@ -126,7 +131,14 @@ class Features(Planner):
         name: str | None,
     ) -> None:
         here = [by_slot[i] for i in group if i in by_slot]
-        lost = [p for p, f in here if f["route"].get("together") and f.get("loaded_as") not in f["route"]["parts"]]
+        # An encoder of the right kind that the tables have no name for is found by the class itself.
+        lost = [
+            p
+            for p, f in here
+            if f["route"].get("together")
+            and f.get("loaded_as") not in f["route"]["parts"]
+            and (f.get("loaded_as") or f.get("stands") != "fills")
+        ]
         unfed = [i for i in group if i in seating.missing]
         alone = self._alone(by_slot, loader) if unfed and not here else None
         if alone:

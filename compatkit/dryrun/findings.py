@@ -18,6 +18,7 @@ from compatkit.vocabulary import Finding, Report
 GROUPS = {
     "load": ("encoder",),
     "context": ("encoder",),
+    "glyph": ("encoder",),
     "pooled": ("encoder",),
     "unfed": ("encoder",),
     "image": ("adapter",),

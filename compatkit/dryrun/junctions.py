@@ -105,18 +105,22 @@ def steps(junction: Mapping[str, Any], model: Model, loader: Loader, base: Model
     if junction.get("patch") and junction["op"] == "linear":
         out.append({"op": "patches", "patch": list(junction["patch"])})
     for step in (junction, *(junction.get("then") or ())):
+        if step["op"] == "folded":
+            out.append({"op": "folded", "module": step["module"]})
+            continue
         if step["op"] == "reshape":
             out.append(_reshaped(step, junction, model, loader))
             continue
-        weight = model.weight(step["module"], step.get("weight") or ())
+        module = chosen(step["module"], model)
+        weight = model.weight(module, step.get("weight") or ())
         if weight is None and step is not junction:
             continue  # a part that only some releases have
         if weight is None:
-            raise LookupError(f"{model.part.fields['name']} has no {step['module']} whose shape is known")
+            raise LookupError(f"{model.part.fields['name']} has no {module} whose shape is known")
         made: dict[str, Any] = {
             "op": step["op"],
-            "module": _spelling(model, step["module"], loader),
-            "own": step["module"],
+            "module": _spelling(model, module, loader),
+            "own": module,
             "weight": list(weight),
         }
         made |= {k: step[k] for k in ("groups", "heads") if k in step}
@@ -125,9 +129,18 @@ def steps(junction: Mapping[str, Any], model: Model, loader: Loader, base: Model
         if step is junction and junction.get("cut"):
             out.append({"op": "cut", "size": weight[-1]})
         if step is junction and junction.get("beside"):
-            out.append({"op": "beside", "size": junction["beside"], "dim": _LAST})
+            size = junction["beside"]
+            size = model.part.number(size) if isinstance(size, str) else size
+            out.append({"op": "beside", "size": size or 0, "dim": _LAST})
         out.append(made)
     return out
+
+
+def chosen(module: Any, model: Model) -> str:
+    """The module's name; of several forms the one that this file has, else the first."""
+    if isinstance(module, str):
+        return module
+    return next((str(m) for m in module if model.weight(str(m))), str(module[0]))
 
 
 def _reshaped(step: Mapping[str, Any], junction: Mapping[str, Any], model: Model, loader: Loader) -> dict[str, Any]:

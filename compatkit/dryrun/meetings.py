@@ -24,6 +24,10 @@ _PICTURE = 1024
 _FRAMES = 1
 
 
+#: What a kind of subject is about, for checks that could not even collect.
+_OF_KIND = {"encoder": "context", "set": "context", "vae": "vae", "adapter": "lora", "attachment": "adapter"}
+
+
 def plan(builder: Builder) -> Plan:
     """Every probe of a set whose subjects were collected."""
     planner = _Meetings(builder)
@@ -39,12 +43,9 @@ def plan(builder: Builder) -> Plan:
     for subject in builder.subjects.get("attachment", ()):
         planner.attachment(subject)
     for kind, why, blocks in builder.blocked:
-        planner.plan.gaps.append(Gap(_OF_KIND.get(kind, "context"), why, blocks))
+        if kind in _OF_KIND:  # whether a runtime opens a file is the header checks' matter
+            planner.plan.gaps.append(Gap(_OF_KIND[kind], why, blocks))
     return planner.plan
-
-
-#: What a kind of subject is about, for checks that could not even collect.
-_OF_KIND = {"encoder": "context", "set": "context", "vae": "vae", "adapter": "lora", "attachment": "adapter"}
 
 
 class _Meetings(Features):
@@ -58,12 +59,16 @@ class _Meetings(Features):
             return
         junction = junctions.entry(part.card, "latent_in", loader.name)
         if junction is None:
-            self.gap("vae", f"no operation is written down for the latents of {part.fields['title']}")
+            pixels = (part.card.get("latent") or {}).get("space") == "pixel"  # no layer: there is nothing to meet
+            self.gap("vae", f"no operation is written down for the latents of {part.fields['title']}", not pixels)
             return
         ours, theirs = subject.values["diffusion"], subject.values["vae"]
         steps = self.steps("vae", junction, part, loader)
         if steps is None:
             return
+        out = junctions.entry(diffusion.card, "latent_out", loader.name)
+        if out and ours["channels"] != theirs["channels"]:
+            steps = [*(self.steps("vae", out, diffusion, loader) or ()), *steps]
         ndim = int(junction.get("ndim") or theirs["ndim"])
         for step in steps:
             if step["op"] == "stats":
@@ -72,7 +77,7 @@ class _Meetings(Features):
         what = f"latent of {diffusion.fields['name']}"
         for before, when in self._ranks(loader, part, ours["ndim"], theirs["ndim"]):
             probe = Probe("vae", diffusion, part, loader, shape, [*before, *steps], what, DECODING, when=when)
-            probe.dtype = self.model(part).dtype(junction["module"])
+            probe.dtype = self.model(part).dtype(steps[-1].get("own", ""))
             probe.junction = "latent_in"
             self.add(probe)
 
@@ -101,18 +106,18 @@ class _Meetings(Features):
     def latents(self) -> None:
         """A model's own latent into its own first layer: the knowledge of both sides against each other."""
         for part in of_role(self.parts, "diffusion"):
-            latent = part.card.get("latent") or {}
             channels, ndim = part.number("latent_channels"), part.number("latent_ndim")
             for loader in self.builder.loaders:
                 junction = junctions.entry(part.card, "latent_in", loader.name)
-                if junction is None or not channels or not ndim or latent.get("more"):
+                if junction is None or not channels or not ndim:
                     continue
                 if (part.index, loader.name) not in self._refused:
                     self._own_latent(part, loader, junction, channels, ndim)
 
     def _own_latent(self, part: Part, loader: Loader, junction: Mapping[str, Any], channels: int, ndim: int) -> None:
         model = self.model(part)
-        weight = model.weight(junction["module"], junction.get("weight") or ())
+        module = junctions.chosen(junction["module"], model)
+        weight = model.weight(module, junction.get("weight") or ())
         if weight is None:
             return
         channels = int(junction.get("channels") or channels)
@@ -131,7 +136,7 @@ class _Meetings(Features):
             notes = (f"{extra} further channels come from elsewhere: a mask, a picture",)
         shape = self._latent(part, channels, ndim)
         probe = Probe("latent", part, part, loader, shape, steps, "its own latent", FORWARD, -1, notes=notes)
-        probe.dtype, probe.junction = model.dtype(junction["module"]), "latent_in"
+        probe.dtype, probe.junction = model.dtype(module), "latent_in"
         self.add(probe)
 
     def eyes(self) -> None:
@@ -188,7 +193,7 @@ class _Meetings(Features):
             self.gap("adapter", why, blocks=False)
         for order, name in enumerate(entries):
             junction = junctions.entry(part.card, name, loader.name)
-            if junction is not None:
+            if junction is not None and junction.get("carries") != "image":
                 self._attached(base, part, loader, name, junction, order)
 
     def _attached(
@@ -200,28 +205,35 @@ class _Meetings(Features):
         if not steps:
             return
         shape, what = self._from_base(base, name, junction)
-        onto = junction.get("onto")
+        onto, tokens = junction.get("onto"), junction.get("tokens")
         if onto:
-            there = self.model(base).weight(str(onto))
-            if there is None:
+            rows = self._rows(base, str(onto))
+            if rows is None:
                 self.gap("adapter", f"{base.fields['name']} has no {onto} for {part.fields['name']}", blocks=False)
                 return
-            own, rows = steps[-1]["weight"][0], there[0]
-            flat = junction["op"] == "attention"
-            shape = (1, 4, own) if flat else (1, own, 32, 32)
-            steps[-1]["weight"] = [1, 64, rows] if flat else [1, rows, 32, 32]
-            steps[-1]["onto"] = onto
+            own = steps[-1]["weight"][0]
+            flat = bool(tokens) or junction["op"] == "attention"
+            shape = (1, tokens or 4, own) if flat else (1, own, 32, 32)
+            steps[-1]["weight"] = [1, tokens or 64, rows] if flat else [1, rows, 32, 32]
             what = f"what {part.fields['name']} adds"
         if shape is None:
             return
-        self.add(Probe("adapter", part if onto else base, base if onto else part, loader, shape, steps, what,
-                        FORWARD, order, junction=name))  # fmt: skip
+        giver, taker = (part, base) if onto else (base, part)
+        self.add(Probe("adapter", giver, taker, loader, shape, steps, what, FORWARD, order, junction=name))
+
+    def _rows(self, base: Part, name: str) -> int | None:
+        """Rows of a module of the base, or one of its facts."""
+        weight = self.model(base).weight(name)
+        return weight[0] if weight else base.number(name)
 
     def _from_base(self, base: Part, name: str, junction: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, str]:
         if name == "latent_in":
             channels, ndim = base.number("latent_channels"), base.number("latent_ndim")
             shape = self._latent(base, channels, ndim) if channels and ndim else None
             return shape, f"latent of {base.fields['name']}"
-        width = base.number(name)
         tokens = junction.get("tokens") or TOKENS
+        if junction.get("of"):
+            rows = self._rows(base, str(junction["of"]))
+            return ((1, tokens, rows) if rows else None), f"hidden states of {base.fields['name']}"
+        width = base.number(name)
         return ((1, tokens, width) if width else None), f"text features that {base.fields['name']} takes"

@@ -122,8 +122,26 @@ def _side(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
 
 
 def _frames(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
-    """The frames of a video as a batch of pictures."""
+    """The frames of a video as a batch of pictures; a picture stays one."""
+    if x.dim() != 5:
+        return x
     return x.movedim(2, 1).flatten(0, 1)
+
+
+def _folded(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
+    """Two frames that lie on top of each other in the channels, one after the other."""
+    half = x.shape[1] // 2
+    return torch.stack([x[:, :half], x[:, half:]], dim=3).flatten(2, 3)
+
+
+def _halves(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
+    """The two halves of the channels as a batch: both sides of the stereo."""
+    return x.reshape(2 * x.shape[0], x.shape[1] // 2, *x.shape[2:])
+
+
+def _flat(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
+    """The tokens of all prompts in one row."""
+    return x.flatten(0, 1)
 
 
 def _mean(x: torch.Tensor, step: Step, make: Make) -> torch.Tensor:
@@ -192,6 +210,9 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
     "frame": _frame,
     "side": _side,
     "frames": _frames,
+    "folded": _folded,
+    "halves": _halves,
+    "flat": _flat,
     "mean": _mean,
     "patches": _patches,
     "tokens": _tokens,

@@ -23,16 +23,15 @@ from compatkit.knowledge.yamlfile import RuleFile
 #: Operations that a junction may name; `dryrun/ops.py` runs them.
 OPS = (
     "linear", "rms_norm", "layer_norm", "group_norm", "mul", "stats", "add", "conv1d", "conv2d", "conv3d", "matmul",
-    "attention", "reshape",
+    "attention", "reshape", "cat", "folded",
 )  # fmt: skip
 #: Those that only rearrange what comes in, before the first operation.
-ARRANGING = ("frames", "tokens", "mean")
+ARRANGING = ("frames", "tokens", "mean", "flat", "halves")
 #: Keys of one operation, and of a junction, which is its first operation and more.
 STEP = ("op", "module", "weight", "shape", "groups", "heads")
 JUNCTION = (
-    *STEP, "then", "via", "patch", "tokens", "cut", "beside", "carries", "pooled", "onto", "ndim", "channels", "at",
-    "runtimes",
-    "note",
+    *STEP, "then", "via", "patch", "tokens", "cut", "beside", "carries", "pooled", "onto", "of", "ndim", "channels",
+    "at", "runtimes", "note",
 )  # fmt: skip
 
 
