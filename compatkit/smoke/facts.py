@@ -68,6 +68,7 @@ class Measured:
             "file": base_name(self.files.get(name, self.component.source)),
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
+            "values": tensor.elements,
             "elements": f"{tensor.elements:,}",
             "dims": dims,
             "kind": kind,

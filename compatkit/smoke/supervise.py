@@ -62,7 +62,7 @@ def run(
         threading.Thread(target=_read, args=(process.stdout, events), daemon=True),
         threading.Thread(target=_keep, args=(process.stderr, said), daemon=True),
     ]
-    why, peak, done = "", 0, False
+    why, peak, done, look = "", 0, False, 0.0
     try:
         for thread in threads:
             thread.start()
@@ -83,6 +83,9 @@ def run(
             if timeout and time.monotonic() - start > timeout:
                 why = f"it took longer than the {timeout:g} seconds it had"
                 break
+            if time.monotonic() < look:
+                continue
+            look = time.monotonic() + _LOOK
             own = _own_memory(process.pid)
             peak = max(peak, own)
             if memory and own > memory:
