@@ -194,10 +194,27 @@ def _causes(causes: Iterable[Cause]) -> list[dict[str, Any]]:
     return out
 
 
+def said_in(incident: Incident, language: str) -> Incident:
+    """The incident with what rules say in another language."""
+    if language == "en":
+        return incident
+    from compatkit.render.translate import CORE, Sayer, translated
+
+    say = Sayer(language)
+    causes = incident.causes and [
+        c._replace(message=say.sentence(c.message), fix=say.sentence(c.fix))
+        if c.confirmed and c.rule.partition("/")[0] in CORE
+        else c._replace(message=say.whole(c.message), fix=say.whole(c.fix))
+        for c in incident.causes
+    ]
+    return incident._replace(report=translated(incident.report, language), causes=causes)
+
+
 def incident_markdown(incident: Incident, language: str = "en", overrides: Sequence[Any] = ()) -> str:
     """One document that a person would send."""
     from compatkit.render.templating import rendered
 
+    incident = said_in(incident, language)
     return rendered("report.md.j2", False, language, overrides, i=incident, report=incident.report)
 
 
@@ -206,6 +223,7 @@ def incident_html(incident: Incident, language: str = "en", overrides: Sequence[
     from compatkit.render.diagram import diagram
     from compatkit.render.templating import rendered
 
+    incident = said_in(incident, language)
     words: Catalogue = catalogue(language)
     picture = diagram(incident.report, incident.titles, words.gettext)
     return rendered("report.html.j2", True, language, overrides, i=incident, report=incident.report, picture=picture)
