@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from compatkit.smoke.session import Limits
     from compatkit.vocabulary import Report
 
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+#: Settings of `--set` that a run heeds.
+_SETTINGS = ("dtype", "shift")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g|t)?i?b?", re.I)
 
 
@@ -33,6 +36,12 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic
         if not found or not float(found[1]):
             self.fail(f"{value!r} is no size: write it as 2GB, 512MB or a number of bytes", param, ctx)
         return int(float(found[1]) * 1000 ** " kmgt".index((found[2] or " ").lower()))
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no device: write cpu, cuda or cuda:N", ctx, param)
+    return value
 
 
 @click.command("smoke")
@@ -54,14 +63,37 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic
     metavar="SIZE",
     help="The most memory of its own that a stage may take (maps of model files are not counted).",
 )
+@click.option("--steps", type=click.IntRange(1, 100), default=2, show_default=True, help="Steps of the sampler.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:N]",
+    callback=_device,
+    help="Where to compute. The CPU computes in bf16 or fp32 and predicts fp16.",
+)
+@click.option("--vram", type=_Bytes(), metavar="SIZE", help="The most GPU memory that the run may take.")
+@click.option("--save", metavar="DIR", default="", help="Write the picture, plots and the latent's statistics there.")
+@click.option("--bisect", is_flag=True, help="If it fails, swap parts for stand-ins until the file at fault is found.")
 @set_options
 def command(
-    sources: tuple[str, ...], scan_only: bool, only: tuple[str, ...], timeout: float, memory: int, **options: Any
+    sources: tuple[str, ...],
+    scan_only: bool,
+    only: tuple[str, ...],
+    timeout: float,
+    memory: int,
+    steps: int,
+    device: str,
+    vram: int | None,
+    save: str,
+    bisect: bool,
+    **options: Any,
 ) -> None:
     """Look at what only the weights of the SOURCEs tell: NaN, Inf, zeros, damaged blocks, values out of range.
 
-    First what `check` says of the headers; then every weight is read once (`--scan` stops there). It runs in a
-    process of its own, bounded by --timeout and --memory; Ctrl-C leaves nothing behind.
+    First what `check` says of the headers; then every weight is read once (`--scan` stops there); then the set is run:
+    text encoder, a few steps of the model, VAE, with weights streamed from the files and every operation watched. Each
+    stage has a process of its own, bounded by --timeout and --memory; Ctrl-C leaves nothing behind.
     """
     from compatkit import api
     from compatkit.smoke.session import Limits, weights_only
@@ -72,7 +104,14 @@ def command(
         report = weights_only(report)
     report = _scanned(report, sources, Limits(timeout, memory), only, answer.rules, bool(options["offline"]))
     if not scan_only:
-        report = _ran(report)
+        from compatkit.knowledge.store import load
+        from compatkit.smoke.ran import Run, ran
+
+        settings = {k: v for k, v in asked.items() if k in _SETTINGS and isinstance(v, str)}
+        how = Run(steps, device, vram, save, bisect, settings)
+        limits = Limits(timeout, memory)
+        offline = bool(options["offline"])
+        report = ran(report, sources, load(answer.rules), limits, how, rules=answer.rules, offline=offline)
     answered(report, answer)
 
 
@@ -91,15 +130,6 @@ def _scanned(
     with _Bar() as bar:
         show = bar if bar.on else None
         return scan(report, sources, load(rules), limits, only=only, rules=rules, offline=offline, progress=show)
-
-
-def _ran(report: Report) -> Report:
-    """The stages after the scan."""
-    from compatkit.smoke.session import merged
-    from compatkit.vocabulary import NotChecked
-
-    why = "the weights were looked at, and not run: the forward of this set is not supported yet"
-    return merged(report, (), (), [NotChecked("smoke/forward", why)])
 
 
 class _Bar:

@@ -283,6 +283,37 @@ ROUND_TRIP = _fields(
 _TAKER = {**PART, **_fields(width=(None, "width of the features it takes"), kind=("", "the encoder it was made with"))}
 _GIVER = {**PART, **_fields(width=(None, "width it gives"), output=("hidden", "hidden or width (projected)"))}
 
+#: All runs of one component with its real weights; the place is the first that made a NaN or Inf, else the first beyond
+#: float16, else the one with the largest values.
+RUN = _fields(
+    broken=(False, "whether an operation made a NaN or an Inf"),
+    where=("", "module and operation, in words"),
+    module=("", "the module"),
+    op=("", "torch's operation"),
+    count=(0, "values there that are not finite"),
+    max_abs=(0.0, "largest finite magnitude there"),
+    max_words=("", "the same in words"),
+    largest=(0.0, "largest finite magnitude of the whole run"),
+    above=(0, "places beyond float16's range"),
+    over=(False, "whether any is beyond 65504"),
+    near=(False, "whether any is beyond a quarter of that"),
+    fp16=("open", "what float16 is to it: asked, meant, open, avoided"),
+    call=("", "forward, encode, decode"),
+    step=(1, "of the sampler"),
+    given=("", "what it was given, in words"),
+    dtype=("", "what was computed with, as torch names it"),
+    std=(0.0, "standard deviation of the output"),
+)
+
+#: The part whose swap for a known-good stand-in made a set work.
+GUILT = _fields(
+    swap=("", "what was swapped: lora, encoder, latent, dtype; empty: nothing helped"),
+    why=("", "why that tells, in words"),
+    broken=("", "what was broken"),
+    where=("", "the file in which it broke"),
+    tried=([], "every swap and what came of it"),
+)
+
 #: What a rule may bind -> the variables its expressions see, and their fields.
 SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "file": {
@@ -369,6 +400,8 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "picture": {"picture": PICTURE},
     "latent": {"latent": LATENT},
     "roundtrip": {"component": PART, "trip": ROUND_TRIP},
+    "forward": {"component": PART, "run": RUN},
+    "guilt": {"component": PART, "guilt": GUILT},
     "probe": {"probe": PROBE, "giver": PART, "taker": PART, "loader": LOADER},
     "agreement": {"agreement": AGREEMENT, "giver": PART, "taker": PART, "loader": LOADER},
     "environment": {"environment": ENVIRONMENT},

@@ -1,7 +1,7 @@
 """Which file of a set is at fault: parts are swapped for known-good stand-ins until what was broken is whole.
 
-A LoRA is left out, the encoder's output replaced by noise of the right width, the latent by one with the VAE's statistics,
-the dtype by a wider one. What still breaks with good inputs is broken itself.
+A LoRA is left out, the encoder's output replaced by noise of the right width, the latent by one with the VAE's
+statistics, the dtype by a wider one. What still breaks with good inputs is broken itself.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ CARD = 128
 
 def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     """Decode what the model made; without that, noise with the statistics that the VAE expects."""
-    from compatkit.smoke import trial as stages
+    from compatkit.smoke.trial import at, put
 
     inputs = model.inputs(call="decode")
     path = model.built.places("decode").get("latent")
@@ -30,7 +30,7 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
             {"event": "note", "component": member.index, "why": "its decoder takes no latent that is known here"}
         )
         return
-    wanted = stages._at(inputs, path)
+    wanted = at(inputs, path)
     made = None if "latent" in trial.options.swap else _shaped(gave.latent, tuple(wanted.shape))
     given = "the latent of the model" if made is not None else "a made-up latent"
     if gave.latent is not None and made is None and "latent" not in trial.options.swap:
@@ -41,7 +41,7 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     else:
         judged = judge_latent(made.detach().float().cpu().numpy())
         trial.emit({"event": "latent", "component": member.index, **judged.statistics(), "fields": judged.fields()})
-    stages._put(inputs, path, unscaled(made, model).to(wanted))
+    put(inputs, path, unscaled(made, model).to(wanted))
     out = trial._ran(member, model, inputs, gave, given, call="decode")
     if out is None:
         return
@@ -61,19 +61,19 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     """Encode and decode a test card."""
     import torch
 
-    from compatkit.smoke import trial as stages
+    from compatkit.smoke.trial import at, put
 
     inputs = model.inputs(call="encode")
     path = model.built.places("encode").get("image")
     if path is None or _without_encoder(model):
         return
-    wanted = stages._at(inputs, path)
+    wanted = at(inputs, path)
     card = colour_card(CARD)
     image = torch.from_numpy(card).permute(2, 0, 1) * 2 - 1
     if wanted.dim() not in (4, 5) or wanted.shape[1] != 3:
         return
     image = image[None] if wanted.dim() == 4 else image[None, :, None].expand(-1, -1, wanted.shape[2], -1, -1)
-    stages._put(inputs, path, image.contiguous().to(wanted))
+    put(inputs, path, image.contiguous().to(wanted))
     latent = trial._ran(member, model, inputs, gave, "the test card", call="encode")
     if latent is None:
         return
@@ -81,7 +81,7 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     place = model.built.places("decode").get("latent")
     if place is None:
         return
-    stages._put(back, place, latent.to(stages._at(back, place)))
+    put(back, place, latent.to(at(back, place)))
     out = trial._ran(member, model, back, gave, "the test card's latent", call="decode")
     picture = None if out is None else _picture(out)
     if picture is None or picture.shape != card.shape:

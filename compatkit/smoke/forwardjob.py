@@ -19,7 +19,8 @@ def forward(job: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -
     The job has `members`: for each component its index in the report, the text that opens its file, and the role,
     family and prefix it was found to have; and the fields of `Options`.
     """
-    from compatkit.dryrun.build import EnvironmentProblem, load as library
+    from compatkit.dryrun.build import EnvironmentProblem
+    from compatkit.dryrun.build import load as library
 
     try:
         torch = library("torch")

@@ -112,10 +112,10 @@ class Trial:
                 inputs = model.inputs()
                 path = model.built.places().get("tokens")
                 if path:
-                    tokens = _at(inputs, path)
+                    tokens = at(inputs, path)
                     most = int(member.component.facts.get("vocab") or 1000)
                     numbers = torch.arange(tokens.numel()) * 7919 % max(2, min(most, 30000))
-                    _put(inputs, path, numbers.reshape(tokens.shape).to(tokens))
+                    put(inputs, path, numbers.reshape(tokens.shape).to(tokens))
                 result = self._ran(member, model, inputs, gave, "made-up tokens")
                 if result is not None and result.dim() == 3:
                     out[int(result.shape[-1])] = result.detach()
@@ -132,15 +132,15 @@ class Trial:
             places = built.places()
             given = "synthetic embeddings"
             if "context" in places:
-                wanted = _at(inputs, places["context"])
+                wanted = at(inputs, places["context"])
                 real = context.get(int(wanted.shape[-1]))
                 if real is not None:
-                    _put(inputs, places["context"], _fitted(real, wanted))
+                    put(inputs, places["context"], _fitted(real, wanted))
                     given = "the encoder's hidden states"
             if "latent" not in places or "time" not in places:
                 self._ran(member, model, inputs, gave, given)
                 return
-            latent, clock = _at(inputs, places["latent"]), _at(inputs, places["time"])
+            latent, clock = at(inputs, places["latent"]), at(inputs, places["time"])
             card = self.knowledge.family(str(member.component.family))
             shift = self.options.settings.get("shift")
             plan = schedule(
@@ -154,8 +154,8 @@ class Trial:
             def predict(x: torch.Tensor, now: float) -> torch.Tensor:
                 nonlocal step
                 step += 1
-                _put(inputs, places["latent"], x)
-                _put(inputs, places["time"], torch.full_like(clock, now))
+                put(inputs, places["latent"], x)
+                put(inputs, places["time"], torch.full_like(clock, now))
                 out = self._ran(member, model, inputs, gave, given, step=step)
                 if out is None:
                     raise Stopped("", "")
@@ -299,7 +299,8 @@ def _vram(model: Model) -> int:
     return torch.cuda.max_memory_reserved(model.supply.device) if model.supply.device.type == "cuda" else 0
 
 
-def _at(inputs: Mapping[str, Any], path: Sequence[str]) -> Any:
+def at(inputs: Mapping[str, Any], path: Sequence[str | int]) -> Any:
+    """The (first) tensor at a path of keys and indexes."""
     found: Any = inputs
     for key in path:
         found = found[key]
@@ -308,15 +309,16 @@ def _at(inputs: Mapping[str, Any], path: Sequence[str]) -> Any:
     return found
 
 
-def _put(inputs: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Replace the tensor at a path, inside the lists it stands in."""
-    inner = inputs
+def put(inputs: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
+    """Replace the tensor at a path, in all the lists it stands in."""
+    inner: Any = inputs
     for key in path[:-1]:
         inner = inner[key]
-    old: Any = inner[path[-1]]
-    while isinstance(old, list):
-        value, old = [value], old[0]
-    inner[path[-1]] = value
+    inner[path[-1]] = _in_lists(inner[path[-1]], value)
+
+
+def _in_lists(old: Any, value: Any) -> Any:
+    return [_in_lists(o, value) for o in old] if isinstance(old, list) else value
 
 
 def _fitted(real: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from compatkit.vocabulary import HeaderError, RulesError, SourceError
 #: What a job may be -> module and function `(job, emit)` that does it. Modules are imported when their job comes.
 JOBS: dict[str, tuple[str, str]] = {
     "scan": ("compatkit.smoke.jobs", "scan"),
+    "forward": ("compatkit.smoke.forwardjob", "forward"),
 }
 
 _EVERY = 0.1  # seconds between two reports of bytes

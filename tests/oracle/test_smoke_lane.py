@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class Stream:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The CPU, called a GPU."""
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: real(*a, **k))
@@ -60,7 +59,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(lane, "SLOT", 40_000)  # several slots for each weight, none of them whole
     monkeypatch.setattr(lane, "SLOTS", 4)
     monkeypatch.setattr(lane, "KEEP", 1000)
-    yield torch.device("cpu")
+    return torch.device("cpu")
 
 
 @pytest.fixture
