@@ -31,6 +31,8 @@ _STRICT = frozenset(
         *("group_norm", "layer_norm", "rms_norm", "batch_norm"),
     }
 )
+#: Of these even whole numbers among the operands are refused; others take masks and lengths beside them.
+_SAME = frozenset({"linear", "matmul", "__matmul__", "bmm", "mm", "addmm", "conv1d", "conv2d", "conv3d"})
 _NOT_WORTH = frozenset({"__get__", "__repr__", "__format__"})
 
 
@@ -56,7 +58,7 @@ def exact_errors(torch: Any) -> Any:
                 return func(*args, **kwargs)
             if name in _STRICT:
                 tensors = list(_tensors(torch, (args, kwargs)))
-                if len({t.dtype for t in tensors if t.is_floating_point()}) > 1:
+                if len({t.dtype for t in tensors if t.is_floating_point() or name in _SAME}) > 1:
                     said = replayed(torch, func, args, kwargs)
                     if said is not None:
                         raise OpFailed(name, str(said), "", tensors, type(said).__name__)

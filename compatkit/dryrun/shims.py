@@ -62,6 +62,8 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 elif meta:
                     self.values.pop(meta[0], None)
                 return result
+            if meta and not known and name not in _CONSTANTS and name != "topk":
+                return result
             outputs = [t for t in _tensors(torch, (result,)) if t.device.type == "meta"]
             if not outputs or any(t.numel() > (MOST_FLOATS if t.is_floating_point() else MOST) for t in outputs):
                 return result
