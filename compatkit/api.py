@@ -104,6 +104,7 @@ def dryrun(
     comfyui: str | None = None,
     links: bool = False,
     join: bool = False,
+    forward: bool = False,
     **settings: str,
 ) -> Report:
     """Run a set on tensors without weights, with the torch that is installed beside compatkit (extra: torch).
@@ -113,6 +114,7 @@ def dryrun(
 
     Args:
         join: the findings of `check` too; the worse verdict counts.
+        forward: also run whole models, by the classes of diffusers and transformers (extra: smoke).
         sources, runtime, assume, require, rules, headers_only, offline, full, models, comfyui, links, settings: as for
             `check`.
 
@@ -132,7 +134,7 @@ def dryrun(
 
         def one(stack: Stack) -> Report:
             header = judge(stack, found.knowledge)
-            report = dry.dry_run(stack, found.knowledge, header, worker)
+            report = dry.dry_run(stack, found.knowledge, header, worker, forward=forward, rules=found.rules)
             return dry.joined(header, report) if join else report
 
         report = judged(found, one, files=join)

@@ -11,7 +11,13 @@ from compatkit.cli.judging import answered, set_options, split
 
 @click.command("dryrun")
 @set_options
-def command(sources: tuple[str, ...], **options: Any) -> None:
+@click.option(
+    "--forward/--probes-only",
+    default=True,
+    show_default=True,
+    help="Also run whole models, where diffusers or transformers is installed and has their class.",
+)
+def command(sources: tuple[str, ...], forward: bool, **options: Any) -> None:
     """Run the places where the SOURCEs meet, with the installed torch, on tensors without weights.
 
     Each text encoder's output goes into the model's text input, the latent into the VAE's first layers, a LoRA's change
@@ -22,4 +28,4 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     from compatkit import api
 
     asked, answer = split(options)
-    answered(api.dryrun(sources, **asked), answer)
+    answered(api.dryrun(sources, forward=forward, **asked), answer)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatkit.dryrun.probe import Gap, Outcome, Probe
@@ -20,13 +21,23 @@ if TYPE_CHECKING:
 _ABOUT = {"context": "encoder", "vae": "vae", "lora": "adapter", "adapter": "attachment"}
 
 
-def dry_run(stack: Stack, knowledge: Rules, header: Report, worker: Worker | None = None) -> Report:
+def dry_run(
+    stack: Stack,
+    knowledge: Rules,
+    header: Report,
+    worker: Worker | None = None,
+    *,
+    forward: bool = False,
+    rules: Sequence[Path] = (),
+) -> Report:
     """Run every junction of a set.
 
     Args:
         stack: the set.
         knowledge: the rules.
         header: what `checks.judge` said of the same set; its findings are held against what happens.
+        forward: also run whole models, by the classes of the library that has them.
+        rules: folders of further rules that `knowledge` was made with.
         worker: a process with torch that is running already; one is started (and ended) if it is not given.
 
     Returns a report whose findings are `dryrun/…` alone. Where torch is not there or broken that is one of them, and
@@ -36,7 +47,7 @@ def dry_run(stack: Stack, knowledge: Rules, header: Report, worker: Worker | Non
         KeyError: the stack names a runtime that the rules do not know.
     """
     from compatkit.checks.engine import collected, judged
-    from compatkit.dryrun import findings
+    from compatkit.dryrun import findings, whole
     from compatkit.dryrun.junctions import Model
     from compatkit.dryrun.meetings import plan
     from compatkit.vocabulary import LEVELS
@@ -48,6 +59,10 @@ def dry_run(stack: Stack, knowledge: Rules, header: Report, worker: Worker | Non
     torch, outcomes, failure = "", list[Outcome](), ""
     try:
         outcomes = run(made.probes, worker)
+        if forward:
+            more, gaps = whole.run(builder, made.probes, worker, rules)
+            outcomes += more
+            made.gaps += gaps
         torch = str(worker.environment.get("torch", ""))
     except WorkerError as e:
         failure = str(e)
@@ -61,8 +76,8 @@ def dry_run(stack: Stack, knowledge: Rules, header: Report, worker: Worker | Non
         builder.add(subject)
     if failure:
         builder.add(_environment(failure))
-    rules = {str(r["id"]): r for r in knowledge.checks() if str(r["id"]).startswith("dryrun/")}
-    report = judged(builder, stack, rules, pending=False)
+    checks = {str(r["id"]): r for r in knowledge.checks() if str(r["id"]).startswith("dryrun/")}
+    report = judged(builder, stack, checks, pending=False)
     skipped = [
         *report.not_checked,
         *_skipped(made.gaps, made.probes if failure else (), failure),
@@ -72,7 +87,8 @@ def dry_run(stack: Stack, knowledge: Rules, header: Report, worker: Worker | Non
     report = replace(
         report, findings=tuple(ordered), not_checked=tuple(dict.fromkeys(skipped)), adapters=tuple(coverages)
     )
-    return _verdict(report, builder, len(outcomes), torch)
+    whole_models = sum(o.probe.about == "forward" for o in outcomes)
+    return _verdict(report, builder, (len(made.probes) if torch else 0, whole_models), torch)
 
 
 def run(probes: Sequence[Probe], worker: Worker) -> list[Outcome]:
@@ -138,12 +154,16 @@ def _absent(reasons: Mapping[str, str], made: Any) -> list[NotChecked]:
     ]
 
 
-def _verdict(report: Report, builder: Builder, probes: int, torch: str) -> Report:
+def _verdict(report: Report, builder: Builder, ran: tuple[int, int], torch: str) -> Report:
     from compatkit.checks.verdict import headline, verdict
 
     outcome = verdict(builder.parts, report.findings, report.not_checked)
     said = headline(outcome, builder.parts)
-    note = f"dry run: {probes} probe{'' if probes == 1 else 's'}{f' on torch {torch}' if torch else ''}"
+    probes, models = ran
+    counted = f"{probes} probe{'' if probes == 1 else 's'}"
+    if models:
+        counted += f" and {models} whole model{'' if models == 1 else 's'}"
+    note = f"dry run: {counted}{f' on torch {torch}' if torch else ''}"
     return replace(report, verdict=outcome, headline=f"{said[:-1]}; {note})")
 
 

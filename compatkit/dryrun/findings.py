@@ -5,6 +5,7 @@ findings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compatkit.checks.parts import Part
@@ -35,7 +36,7 @@ def subjects(outcomes: Sequence[Outcome], header: Report, models: Mapping[int, M
     """What the rules judge: every outcome, and every place where header and run do not say the same."""
     out: list[Subject] = []
     stops: dict[tuple[str, int], Outcome] = {}
-    for outcome in sorted(outcomes, key=_place):
+    for outcome in sorted(_told_once(outcomes), key=_place):
         probe = outcome.probe
         chain = (probe.loader.name, _run_of(outcome))
         before = stops.get(chain)
@@ -50,6 +51,19 @@ def subjects(outcomes: Sequence[Outcome], header: Report, models: Mapping[int, M
         if not outcome.ok and not probe.when:
             stops.setdefault(chain, outcome)
     return out + _disagreements(outcomes, header)
+
+
+def _told_once(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes; where a whole model stops with the error of a probe, the probe says so and the model keeps silent."""
+    out: list[Outcome] = []
+    for outcome in outcomes:
+        said = read(outcome.message)
+        same = [o for o in out if not o.ok and o.probe.taker is outcome.probe.taker and read(o.message) == said]
+        if outcome.probe.about == "forward" and not outcome.ok and said and same:
+            out[out.index(same[0])] = replace(same[0], backend=outcome.backend, line=outcome.line)
+            outcome = replace(outcome, ok=True)
+        out.append(outcome)
+    return out
 
 
 def _place(outcome: Outcome) -> tuple[int, int, bool]:

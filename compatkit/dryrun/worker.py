@@ -1,6 +1,7 @@
 """The process that has torch: `python -m compatkit.dryrun.worker` reads requests, one JSON object a line, and answers.
 
     {"do": "environment"}                      -> {"torch": "2.13.0+cpu", "python": "3.12.3"}
+    {"do": "forward", "component": {…}, …}     -> {"class": "…", "ok": true, "missing": [], …}
     {"do": "memory"}                           -> {"peak": 305000000}
     {"do": "chains", "chains": [{…}, …]}       -> {"results": [{"ok": true}, {"ok": false, "message": …}, …]}
 
@@ -45,11 +46,53 @@ def memory(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"peak": peak if sys.platform == "darwin" else peak * 1024}
 
 
+def forward(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a component's class without weights, compare its tensors with the file's, and run it."""
+    from pathlib import Path
+
+    from compatkit.dryrun import build
+    from compatkit.dryrun.classes import NoClass
+    from compatkit.dryrun.forward import forward as run
+    from compatkit.dryrun.handover import unpacked
+    from compatkit.knowledge.store import load
+
+    knowledge = load(tuple(Path(r) for r in request.get("rules") or ()))
+    component = unpacked(request["component"])
+    try:
+        built = build.build(component, knowledge)
+    except NoClass as e:
+        return {"none": str(e)}
+    except build.EnvironmentProblem as e:
+        return {"environment": str(e)}
+    known = {k: v for k, v in (request.get("replace") or {}).items() if k in built.spec.env}
+    result = run(built, replace=known)
+    version = getattr(build.load(built.spec.library), "__version__", "")
+    return {
+        "class": built.spec.name,
+        "library": built.spec.library,
+        "version": str(version),
+        "tensors": len(built.plan) + len(built.missing),
+        "missing": list(built.missing),
+        "wrong": list(built.wrong),
+        "ok": result.ok,
+        "op": result.op,
+        "module": result.module,
+        "message": result.message,
+        "raised": result.raised,
+        "line": result.line,
+        "shape": list(result.shape),
+        "seconds": result.seconds,
+        "parameters": built.parameters,
+        "operands": [{"shape": list(o.shape), "dtype": o.dtype, "name": o.name} for o in result.operands],
+    }
+
+
 #: What a request may ask. Values are called with the request; modules with torch are imported when they are needed.
 ACTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "environment": environment,
     "chains": chains,
     "memory": memory,
+    "forward": forward,
 }
 
 

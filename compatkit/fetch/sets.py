@@ -38,6 +38,7 @@ class Found(NamedTuple):
 
     stack: Stack
     knowledge: Knowledge
+    rules: tuple[Path, ...]
     places: Mapping[str, Place]
     plan: Plan | None
     requests: int
@@ -70,8 +71,8 @@ def open_set(
     """
     named = wholes.named([os.fspath(s) for s in sources])
     stack = named.stack
-    rules = wholes.rules(stack, rules)
-    knowledge = load(rules)
+    folders = tuple(wholes.rules(stack, rules))
+    knowledge = load(folders)
     settings = {**(stack.settings if stack else {}), **settings}
     _known_settings(settings)
     _known_roles(require)
@@ -100,7 +101,7 @@ def open_set(
     set_ = Stack(tuple(components), runtimes, {**settings, **wholes.unread(stack)}, tuple(require))
     if stack:
         set_ = replace(set_, complete=True, locked=bool(named.locked), policy=stack.policy, licenses=stack.licenses)
-    return Found(set_, knowledge, stack.places if stack else {}, plan, network.requests, network.bytes)
+    return Found(set_, knowledge, folders, stack.places if stack else {}, plan, network.requests, network.bytes)
 
 
 def plan_of(
