@@ -37,7 +37,8 @@ def fingerprint(rule: str, level: str, files: Iterable[str], evidence: Mapping[s
 def finding_text(finding: Finding) -> str:
     """Message, the errors to come and the fix, a line each."""
     text = [finding.message]
-    text += [f"You would see ({runtime}): {error}" for runtime, error in finding.predicts.items()]
+    for runtime, error in finding.predicts.items():
+        text.append(f"You would see{'' if runtime == 'any' else f' ({runtime})'}: {error}")
     if finding.fix:
         text.append(f"Fix: {finding.fix}")
     return "\n".join(text)

@@ -75,7 +75,8 @@ def _finding(finding: Finding, components: Sequence[Component], paint: Paint) ->
     yield f"{paint(finding.level, LEVEL_COLOUR[finding.level], 'bold')}  {finding.rule}  {where}".rstrip()
     yield from _wrapped(finding.message)
     for runtime, message in finding.predicts.items():
-        yield from _wrapped(f"You would see ({runtime}): {message}", hang=4)
+        whom = "" if runtime == "any" else f" ({runtime})"
+        yield from _wrapped(f"You would see{whom}: {message}", hang=4)
     if finding.fix:
         yield from _led("Fix:", paint("Fix:", "bold"), finding.fix)
 

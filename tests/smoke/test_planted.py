@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from compatkit.headers import open_header
+from compatkit.headers.ggml import TYPES
 from compatkit.smoke.blocks import LAYOUTS
 from compatkit.smoke.weights import BLOCKS
 from compatkit.vocabulary import Finding, Report
@@ -26,6 +27,8 @@ from tests.smoke.models import (
     write_gguf,
     write_model,
 )
+from tests.support.files import SAFETENSORS_BITS
+from tests.support.files import write_gguf as gguf_file
 
 W2 = "layers.2.feed_forward.w2.weight"
 QKV = "layers.1.attention.qkv.weight"
@@ -524,3 +527,56 @@ def test_a_causal_mask_is_no_weight(scan: Any, tmp_path: Path) -> None:
     values = weights()
     values["text.attn_mask"] = np.triu(np.full((77, 77), -np.inf, np.float32), 1)
     assert smoke(scan(write_model(tmp_path / "m.safetensors", values, "F32"))) == []
+
+
+# -- damaged bytes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_data_that_slipped_by_one_byte(scan: Any, tmp_path: Path, dtype: str) -> None:
+    path = write_model(tmp_path / "m.safetensors", dtype=dtype)
+    header = open_header(path)
+    tensor = header.tensors[W2]
+    raw = path.read_bytes()
+    patch(path, W2, raw[tensor.offset + 1 : tensor.offset + tensor.nbytes + 1])
+    rules = {f.rule for f in smoke(scan(path)) if W2 in f.message or W2 in f.evidence.get("tensors", ())}
+    assert rules & {"smoke/nan", "smoke/inf", "smoke/huge"}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
+def test_a_sector_of_other_bytes(scan: Any, tmp_path: Path, dtype: str) -> None:
+    path = write_model(tmp_path / "m.safetensors", dtype=dtype)
+    patch(path, W2, np.random.default_rng(3).bytes(4096), 512)
+    rules = {f.rule for f in smoke(scan(path)) if W2 in f.message}
+    assert rules & {"smoke/nan", "smoke/inf", "smoke/huge"}
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_a_sector_of_other_bytes_in_blocks(scan: Any, tmp_path: Path, type_name: str) -> None:
+    values = {n: np.tile(v, (1, 4)) if v.ndim == 2 else v for n, v in weights().items()}
+    path = patch(write_gguf(tmp_path / "m.gguf", type_name, values), W2, np.random.default_rng(3).bytes(16384), 1024)
+    rules = {f.rule for f in smoke(scan(path)) if W2 in f.message}
+    assert rules & {"smoke/scale", "smoke/huge", "smoke/outlier"}
+
+
+@pytest.mark.parametrize("dtype", sorted(SAFETENSORS_BITS))
+def test_any_bytes_of_any_dtype_can_be_looked_at(scan: Any, tmp_path: Path, dtype: str) -> None:
+    draw = np.random.default_rng(11)
+    shapes = {"a.weight": (24, 40), "b.weight": (64,), "c": (1, 1, 8), "empty": (0, 8)}
+    tensors = {
+        n: Raw(dtype, draw.bytes(int(np.prod(shape)) * SAFETENSORS_BITS[dtype] // 8), shape)
+        for n, shape in shapes.items()
+    }
+    report = scan(write(tmp_path / "m.safetensors", tensors))
+    unread = [n.why for n in report.not_checked if "not read" in n.why]
+    assert bool(unread) == dtype.startswith("F6_")  # six bits: nothing ships it, and it is said
+
+
+@pytest.mark.parametrize("type_name", sorted(BLOCKS))
+def test_any_bytes_of_any_block_type_can_be_looked_at(scan: Any, tmp_path: Path, type_name: str) -> None:
+    code, (elements, size) = next(c for c, row in TYPES.items() if row[0] == type_name), BLOCKS[type_name]
+    path = gguf_file(tmp_path / "m.gguf", {"a.weight": ((code, elements, size), (6, 2 * elements))}, {})
+    patch(path, "a.weight", np.random.default_rng(12).bytes(12 * size))
+    report = scan(path)
+    unread = [n.why for n in report.not_checked if "not read" in n.why]
+    assert bool(unread) == (type_name not in LAYOUTS)
