@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,10 +218,10 @@ def _plots(report: Report, events: Sequence[Mapping[str, Any]], folder: str) -> 
     saved = [str(e["path"]) for e in events if e.get("path")]
     if not folder:
         return saved
-    import json
-
     from compatkit.smoke.draw import Bar, activation_plot
 
+    with contextlib.suppress(OSError):  # what cannot be written is missing from the list of what was
+        Path(folder).mkdir(parents=True, exist_ok=True)
     for index, calls in _by_component(events).items():
         last = calls[-1]
         broken = (last.get("broken") or {}).get("module")
@@ -235,9 +237,7 @@ def _plots(report: Report, events: Sequence[Mapping[str, Any]], folder: str) -> 
     latents = [{k: v for k, v in e.items() if k != "fields"} for e in events if e.get("event") == "latent"]
     if latents:
         path = Path(folder) / "latent.json"
-        try:
+        with contextlib.suppress(OSError):
             path.write_text(json.dumps(latents, indent=1), encoding="utf-8")
             saved.append(str(path))
-        except OSError:
-            pass
     return saved

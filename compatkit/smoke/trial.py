@@ -191,7 +191,7 @@ class Trial:
             changes = self._changes(member) if loras else None
             model = open_model(
                 member.component, self.knowledge, source=member.source, dtype=dtype, device=options.device,
-                vram=options.vram, patches=changes,
+                vram=options.vram, patches=changes, family=self._sibling(member),
             )  # fmt: skip
         except _SKIPS as e:
             self.emit({"event": "skipped", "component": member.index, "why": str(e)})
@@ -201,6 +201,18 @@ class Trial:
             yield model
         finally:
             model.close()
+
+    def _sibling(self, member: Member) -> str | None:
+        """Of header-identical VAEs the one whose latents the set's model makes: their factors differ."""
+        model = self._one("diffusion")
+        if member.component.role != "vae" or model is None or not model.component.family:
+            return None
+        space = self._space(model.component.family)
+        return next((f for f in member.component.families if space and self._space(f) == space), None)
+
+    def _space(self, family: str) -> str:
+        known = self.knowledge.has_family(family)
+        return str((self.knowledge.family(family).get("latent") or {}).get("space") or "") if known else ""
 
     def _changes(self, base: Member) -> dict[str, list[Patch]]:
         """What the LoRAs of the set change in a base. One that cannot be applied is told and left out."""
