@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 JOBS ?= 2
 
 .SILENT:
-.PHONY: help demo test check rules incidents oracle bench clean
+.PHONY: help demo test check rules incidents picture oracle bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -33,6 +33,9 @@ rules: $(VENV)/.installed ## run the examples that every rule file carries
 
 incidents: $(VENV)/.installed ## write the worked incident reports anew (reports/incidents)
 	$(BIN)/python -m reports.incidents.make
+
+picture: $(VENV)/.installed-dev ## take the picture that the README shows (needs a Chromium)
+	$(BIN)/python -m reports.incidents.picture
 
 oracle: $(ORACLE)/.compared ## hold the grammars against the classes of diffusers and transformers (needs torch: 1 GB)
 	$(ORACLE)/bin/python -m pytest -n $(JOBS) tests/oracle

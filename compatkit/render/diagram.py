@@ -14,7 +14,10 @@ WIDTH, HEIGHT, GAP, ACROSS = 230, 74, 22, 250
 MOST = 8
 _COLUMNS = {"text_encoder": 0, "clip_vision": 0, "llm": 0, "mmproj": 0, "diffusion": 1, "vae": 2, "upscaler": 2}
 #: What is put onto a model, or steers it: drawn below the encoders.
-_ADAPTERS = {"lora", "controlnet", "ip_adapter", "style_model", "embedding"}
+_ADAPTERS = {
+    *("lora", "controlnet", "ip_adapter", "face_adapter", "style_model", "embedding", "motion_module", "t2i_adapter"),
+    *("model_patch", "gligen", "hypernetwork"),
+}
 
 
 class Box(NamedTuple):
@@ -101,11 +104,15 @@ def _box(report: Report, i: int, x: int, y: int, titles: Mapping[str, str], say:
     c = report.components[i]
     broken = any(f.level == "error" and f.components == (i,) for f in report.findings)
     title = titles.get(c.family, c.family) if c.family else c.title or say("not recognised")
-    return Box(x, y, i + 1, say(c.role.replace("_", " ")), _cut(title, 28), _cut(basename(c.source), 32), broken)
+    return Box(x, y, i + 1, say(c.role.replace("_", " ")), _ended(title, 28), _cut(basename(c.source), 32), broken)
 
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 10] + "…" + text[-9:]
+
+
+def _ended(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip(" (") + "…"
 
 
 def _arrow(report: Report, boxes: Mapping[int, Box], a: int, b: int, labels: tuple[str, ...]) -> Arrow:

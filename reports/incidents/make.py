@@ -6,6 +6,7 @@ and reported as `compatkit report` does. Nothing in the result depends on the da
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,9 +36,17 @@ def incidents() -> list[dict[str, Any]]:
 
 
 def write_file(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """One file of a set. `packed` puts tensors of a share of their bytes in the place of each module's matrices."""
+    """One file of a set, or a diffusers folder (`parts`).
+
+    `packed` puts tensors of a share of their bytes in the place of each module's matrices; `lora` makes an adapter of
+    the family's matrices that it matches.
+    """
     path = folder / str(entry["name"])
+    if "parts" in entry:
+        return write_folder(path, entry)
     shapes = dict(example_shapes(load().grammar(entry["family"]), entry.get("layout")))
+    if "lora" in entry:
+        shapes = lora_shapes(shapes, entry["lora"])
     dtypes: dict[str, str] = {}
     if "packed" in entry:
         packed = entry["packed"]
@@ -58,8 +67,44 @@ def write_file(folder: Path, entry: Mapping[str, Any]) -> Path:
     return path
 
 
+def write_folder(path: Path, entry: Mapping[str, Any]) -> Path:
+    """A diffusers folder: its index, and each part with its config and weights."""
+    index: dict[str, Any] = {"_class_name": entry["pipeline"]}
+    for name, part in entry["parts"].items():
+        (path / name).mkdir(parents=True)
+        (path / name / "config.json").write_text(json.dumps({"_class_name": part["class"]}), encoding="utf-8")
+        shapes = example_shapes(load().grammar(part["family"]), part.get("layout"))
+        write_safetensors(path / name / part["file"], shapes, part["dtype"])
+        index[name] = [part["library"], part["class"]]
+    (path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return path
+
+
+def lora_shapes(base: Mapping[str, tuple[int, ...]], lora: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The pair of matrices for each of the base's matrices that `modules` matches, named as `names` says."""
+    out: dict[str, tuple[int, ...]] = {}
+    for name, shape in base.items():
+        module = name.removesuffix(".weight")
+        if len(shape) == 2 and re.fullmatch(lora["modules"], module):
+            down, up = (n.format(module=module, joined=module.replace(".", "_")) for n in lora["names"])
+            out[down], out[up] = (lora["rank"], shape[1]), (shape[0], lora["rank"])
+            if lora.get("alpha"):
+                out[f"{up.partition('.')[0]}.alpha"] = ()
+    return out
+
+
 def checked(entry: Mapping[str, Any], folder: Path) -> tuple[Report, str]:
     """The report on one set, and its text."""
+    report, incident = reported(entry, folder)
+    text = incident_markdown(incident)
+    text += f"\n## What was tried\n\n{escaped(' '.join(entry['story'].split()))}\n"
+    if entry.get("open"):
+        text += "\n## What a header cannot decide\n\n" + "".join(f"- {escaped(o)}\n" for o in entry["open"])
+    return report, text
+
+
+def reported(entry: Mapping[str, Any], folder: Path) -> tuple[Report, Incident]:
+    """The report on one set, and what is shown of it."""
     paths = [write_file(folder, f) for f in entry["files"]]
     settings = {k: str(v) for k, v in (entry.get("settings") or {}).items()}
     runtimes = entry.get("runtimes") or []
@@ -75,23 +120,18 @@ def checked(entry: Mapping[str, Any], folder: Path) -> tuple[Report, str]:
         api.causes(log, report.findings) if log else None,
         " ".join(["compatkit report", *words, *(["--log run.log"] if log else [])]),
     )
-    text = incident_markdown(incident)
-    text += f"\n## What was tried\n\n{escaped(' '.join(entry['story'].split()))}\n"
-    if entry.get("open"):
-        text += "\n## What a header cannot decide\n\n" + "".join(f"- {escaped(o)}\n" for o in entry["open"])
-    return report, text
+    return report, incident
 
 
 def _of_interest(report: Report) -> Report:
     """Without the list of all checks, and without those of parts that the set does not hold: a new rule about adapters
-    changes nothing here."""
-    held = {"lora" if c.role == "lora" else "adapter" for c in report.components} if _adapters(report) else set()
-    left = tuple(n for n in report.not_checked if n.rule.partition("/")[0] not in {"lora", "adapter"} - held)
+    or workflows changes nothing here."""
+    left = tuple(n for n in report.not_checked if n.blocks or n.rule in _TOLD)
     return replace(report, checked=(), not_checked=left)
 
 
-def _adapters(report: Report) -> bool:
-    return any(c.role not in ("diffusion", "text_encoder", "vae") for c in report.components)
+#: What a reader of these reports needs to know was not looked at, beside what keeps a verdict open.
+_TOLD = ("host/disk", "host/memory", "encoder/tokenizer-version")
 
 
 def made() -> Iterator[tuple[dict[str, Any], Report, str]]:
