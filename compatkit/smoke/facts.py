@@ -61,7 +61,9 @@ class Measured:
         constant = bool(row.get("constant")) and tensor.elements > 1
         loose, share = _loose_blocks(row, tensor)
         hole, hole_at = _hole(row, tensor) if kind != "integer" or row.get("packed") else (0, 0)
-        factor = self._scale_of(name) if row.get("packed") and kind in ("float", "integer") else 1.0
+        # codes of several weights in a word, or with a zero point of their own, are no values yet
+        code = bool(row.get("packed")) and kind != "blocks"
+        factor = self._scale_of(name) if code and (kind == "float" or tensor.dtype == "I8") else 0.0 if code else 1.0
         return {
             "name": name,
             "module": name.rpartition(".")[0] or name,

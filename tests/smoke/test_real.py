@@ -1,4 +1,4 @@
-"""Trained weights that happen to be on this machine give no finding. None is part of this project, and none is fetched."""
+"""Trained weights that happen to be on this machine give no finding. None is part of this project or fetched for it."""
 
 from __future__ import annotations
 
