@@ -84,6 +84,19 @@ def _with_others(found: Finding, names: list[str], variable: str) -> Finding:
     return replace(found, message=message, evidence=evidence)
 
 
+def _names(parts: Sequence[Part]) -> list[str]:
+    """What each file is called: with its folder where two files of a set have the same name."""
+    files: dict[str, set[str]] = {}
+    for part in parts:
+        files.setdefault(str(part.fields["name"]), set()).add(part.component.source)
+    out = []
+    for part in parts:
+        name = str(part.fields["name"])
+        folder = part.component.source.replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+        out.append(f"{folder}/{name}" if len(files[name]) > 1 and folder else name)
+    return out
+
+
 #: What rules of these kinds look at comes from the scan.
 SCAN_KINDS = ("measured", "weights", "change")
 
@@ -96,8 +109,9 @@ def judge_scan(
     usual = next(
         (t for i, m in measured.items() if parts[i].role == "diffusion" and (t := m.typical()) is not None), None
     )
+    names = _names(parts)
     for i, found in measured.items():
-        fields = parts[i].fields
+        fields = {**parts[i].fields, "name": names[i]}
         whole = found.whole(twins.get(i, []))
         judge.one(Subject("weights", (i,), {"component": fields, "weights": whole}))
         judge.many(

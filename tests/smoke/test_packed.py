@@ -1,4 +1,4 @@
-"""Every packing that the rules know: clean files give nothing, a broken scale is found beside the weight it belongs to."""
+"""Every packing that the rules know: clean files give nothing, a broken scale is found beside its weight."""
 
 from __future__ import annotations
 
