@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compatkit.knowledge.comfyuifields import SERVER, STAGE
 from compatkit.knowledge.runfields import AGREEMENT, ENVIRONMENT, PROBE
 from compatkit.knowledge.subjectfields import LOADER, PART, Field
 from compatkit.knowledge.subjectfields import fields as _fields
@@ -320,6 +321,8 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         "file": _fields(name=("", "file name"), problem=("", "rule id of the problem"), message=("", "what is wrong")),
     },
     "component": {"component": PART},
+    "server": {"server": SERVER},
+    "stage": {"stage": STAGE},
     "declared": {"component": PART, "declared": DECLARED},
     "loading": {"component": PART, "loader": LOADER, "opens": LOADING},
     "encoder": {

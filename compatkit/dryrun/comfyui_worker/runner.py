@@ -239,7 +239,7 @@ class Runner:
     @staticmethod
     def _latent(model: Any) -> tuple[int, ...]:
         latent = model.get_model_object("latent_format")
-        sides = {1: (SIDE,), 2: (SIDE, SIDE), 3: (3, SIDE, SIDE)}[getattr(latent, "latent_dimensions", 2)]
+        sides = {1: (SIDE,), 2: (SIDE, SIDE), 3: (1, SIDE, SIDE)}[getattr(latent, "latent_dimensions", 2)]
         return (1, latent.latent_channels, *sides)
 
     def _forward(self, model: Any, condition: Any, shape: tuple[int, ...]) -> Any:

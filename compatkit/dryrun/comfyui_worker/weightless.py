@@ -143,7 +143,7 @@ class Weightless(TorchFunctionMode):  # type: ignore[misc]
         tensors: list[torch.Tensor],
         without: int,
     ) -> Any:
-        if name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "numpy", "__array__"):
+        if name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__array__"):
             raise Unknowable(f"{name} of a tensor without values, shape {list(tensors[0].shape)}")
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
         kept = first is not None and not first.is_meta and (name == "__setitem__" or _in_place(name))
@@ -154,6 +154,8 @@ class Weightless(TorchFunctionMode):  # type: ignore[misc]
         try:
             with torch._C.DisableTorchFunction():
                 result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            raise Unknowable(f"{name} needs values: {str(error)[:120]}") from error
         except Exception as error:
             self._replay(func, name, args, kwargs, error)
         return first if kept and name != "__setitem__" else result
@@ -196,8 +198,19 @@ def weightless() -> Iterator[Weightless]:
         register(module, name, param)
 
     torch.nn.Module.register_parameter = without_values
+    _assume_all_chosen()
     try:
         with torch.no_grad(), Weightless() as mode:
             yield mode
     finally:
         torch.nn.Module.register_parameter = register
+
+
+def _assume_all_chosen() -> None:
+    """Where a mask without values picks elements, take it for one that picks all (routing among experts)."""
+    try:
+        from torch.fx.experimental import _config
+
+        _config.meta_nonzero_assume_all_nonzero = True
+    except (ImportError, AttributeError):  # an older torch: such code then cannot be run
+        return
