@@ -127,14 +127,18 @@ def dryrun(
         sources, runtime, assume, require, rules, headers_only, offline, full, models, comfyui, links, settings
     )
     from compatkit.checks import judge
-    from compatkit.dryrun import dry
+    from compatkit.dryrun import comfyui_report, dry
+    from compatkit.dryrun.comfyui_process import checkout
     from compatkit.dryrun.run import Worker
 
-    with Worker() as worker:
+    with Worker() as worker, checkout(comfyui) as process:
 
         def one(stack: Stack) -> Report:
             header = judge(stack, found.knowledge)
-            report = dry.dry_run(stack, found.knowledge, header, worker, forward=forward, rules=found.rules)
+            if comfyui:
+                report = comfyui_report.dry_run(stack, found.knowledge, header, comfyui, process)
+            else:
+                report = dry.dry_run(stack, found.knowledge, header, worker, forward=forward, rules=found.rules)
             return dry.joined(header, report) if join else report
 
         report = judged(found, one, files=join)

@@ -24,6 +24,9 @@ def command(sources: tuple[str, ...], forward: bool, **options: Any) -> None:
     onto its weight: real operations on tensors that have the shapes of the headers and take no memory. What they raise
     is what a user of this torch would see. Needs torch (pip install 'compatkit[torch]'), no GPU, and no weights: of
     files elsewhere only headers are read. `check --dryrun` does this and the header checks.
+
+    With --comfyui DIR the set goes through that ComfyUI's own loaders, sampler and VAE instead, still without weights,
+    on the CPU, in a process of its own with the Python of that install. Its custom nodes are never loaded.
     """
     from compatkit import api
 

@@ -79,14 +79,34 @@ def network_options(command: F) -> F:
     return click.option("--offline", is_flag=True, help=offline)(command)
 
 
+def is_address(text: str | None) -> bool:
+    """Whether `--comfyui` names a server that runs, and no folder."""
+    return bool(text) and "://" in str(text)
+
+
+class _Install(click.Path):
+    """A folder; for `smoke` the address of a running server too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click."""
+        if isinstance(value, str) and is_address(value):
+            if ctx is not None and ctx.info_name == "smoke":
+                return value
+            self.fail(
+                f"{value!r} is a server's address: `compatkit smoke` runs sets on one; here it is a folder", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
 def workflow_options(command: F) -> F:
     """--models, --comfyui, --links."""
     folder = click.Path(exists=True, file_okay=False)
+    place = _Install(exists=True, file_okay=False)
     models = "Where a workflow's files lie: a folder laid out as ComfyUI's models folder. Repeatable."
-    install = "A ComfyUI install: its models, its extra_model_paths.yaml, its version. It is read, never run."
+    install = "A ComfyUI install: its models, its extra_model_paths.yaml, its version. Read, and run only by a dry run."
     links = "Read the headers of a workflow's files that are not here from where the workflow says they can be had."
     command = click.option("--links", is_flag=True, help=links)(command)
-    command = click.option("--comfyui", metavar="DIR", type=folder, help=install)(command)
+    command = click.option("--comfyui", metavar="DIR", type=place, help=install)(command)
     return click.option("--models", multiple=True, metavar="DIR", type=folder, help=models)(command)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compatkit.cli.judging import answered, set_options, split
+from compatkit.cli.options import is_address
 
 if TYPE_CHECKING:
     from compatkit.smoke.session import Limits
@@ -94,11 +95,21 @@ def command(
     First what `check` says of the headers; then every weight is read once (`--scan` stops there); then the set is run:
     text encoder, a few steps of the model, VAE, with weights streamed from the files and every operation watched. Each
     stage has a process of its own, bounded by --timeout and --memory; Ctrl-C leaves nothing behind.
+
+    With --comfyui http://HOST:8188 the set is run on that server instead, if it has the files: --steps, a small
+    picture. Nothing is uploaded, and the weights are not scanned here.
     """
     from compatkit import api
     from compatkit.smoke.session import Limits, weights_only
 
     asked, answer = split(options)
+    server = str(asked["comfyui"]) if is_address(asked["comfyui"]) else None
+    if server and scan_only:
+        raise click.UsageError("--scan reads the weights here, --comfyui runs them on a server: give one of the two.")
+    if server:
+        report = api.check(sources, **{**asked, "comfyui": None})
+        settings = {"steps": str(steps), **api.pairs(options["settings"], "--set", "KEY=VALUE")}
+        answered(_served(report, server, timeout, save, answer.rules, settings), answer)
     report = api.check(sources, **{**asked, "full": True})
     if scan_only:
         report = weights_only(report)
@@ -130,6 +141,22 @@ def _scanned(
     with _Bar() as bar:
         show = bar if bar.on else None
         return scan(report, sources, load(rules), limits, only=only, rules=rules, offline=offline, progress=show)
+
+
+def _served(
+    report: Report, server: str, seconds: float, save: str, rules: tuple[Path, ...], settings: dict[str, str]
+) -> Report:
+    """The set on a server; the picture is kept where `--save` says."""
+    from compatkit.knowledge.store import load
+    from compatkit.smoke import comfyui
+    from compatkit.vocabulary import Stack
+
+    knowledge = load(rules)
+    asked = click.get_current_context().get_parameter_source("timeout")
+    usual = asked is click.core.ParameterSource.DEFAULT
+    stack = Stack(report.components, settings=settings)
+    outcome = comfyui.run(stack, knowledge, server, comfyui.SECONDS if usual else seconds)
+    return comfyui.judged(report, stack, outcome, knowledge, Path(save) if save else None)
 
 
 class _Bar:

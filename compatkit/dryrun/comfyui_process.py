@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
 
-from compatkit.hosts.comfyui import Install
+from compatkit.hosts.comfyui import Install, read_install
+from compatkit.vocabulary import SourceError
 
 #: Seconds for ComfyUI's imports on a cold disk, and for one set; bytes the process may hold.
 START = 240.0
@@ -23,6 +24,20 @@ REQUEST = 300.0
 MEMORY = 6 << 30
 _OVER_MEMORY = 99
 _FOLDER = Path(__file__).with_name("comfyui_worker")
+
+
+@contextlib.contextmanager
+def checkout(directory: str | None) -> Iterator[Checkout | None]:
+    """A process over a ComfyUI folder, started when it is first used; None without a folder, or with none in it."""
+    try:
+        install = read_install(directory) if directory else None
+    except SourceError:  # said by whoever runs a set
+        install = None
+    if install is None:
+        yield None
+        return
+    with Checkout(install) as process:
+        yield process
 
 
 class CheckoutError(Exception):

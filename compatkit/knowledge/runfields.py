@@ -44,4 +44,5 @@ ENVIRONMENT = fields(
     ok=(True, "whether torch can be used"),
     missing=(False, "whether it is not installed"),
     message=("", "what importing it said"),
+    comfyui=("", "the ComfyUI whose code was to run, empty without one"),
 )

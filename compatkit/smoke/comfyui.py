@@ -1,6 +1,6 @@
 """`smoke --comfyui URL`: the set on a server that is running, two steps and a picture, judged like any other.
 
-Nothing is uploaded: the server must have the files. What it says is held against compatkit's own knowledge of error texts.
+Nothing is uploaded: the server must have the files. What it says is held against what compatkit knows of error texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LONGEST = 2000
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a set on a server. `picture` are the bytes of the first one, `components` whom the end is about."""
+    """What became of a set on a server. `picture`: the bytes of the first one; `components`: whom the end is about."""
 
     run: Run
     address: str
@@ -68,9 +68,7 @@ def run(stack: Stack, knowledge: Knowledge, address: str, seconds: float = SECON
     return out
 
 
-def judged(
-    report: Report, stack: Stack, outcome: Outcome, knowledge: Knowledge, folder: Path | None = None
-) -> Report:
+def judged(report: Report, stack: Stack, outcome: Outcome, knowledge: Knowledge, folder: Path | None = None) -> Report:
     """The report with what the run showed. `folder`: where the picture is kept."""
     from compatkit.smoke.judge import Judge
     from compatkit.smoke.session import merged
@@ -79,6 +77,8 @@ def judged(
     cause = _cause(outcome.run, knowledge, report.findings)
     judge.one(Subject("server", outcome.components, {"server": _fields(outcome, stack, cause)}))
     skipped: list[NotChecked] = list(judge.not_checked.values())
+    if outcome.run.state != "done":  # the one that ended it is all there is to say
+        judge.checked = {f.rule: None for f in judge.findings}
     if outcome.run.state in _UNRUN:
         skipped.append(NotChecked("smoke/comfyui", f"the set did not run to an end: {_said(outcome.run)}", blocks=True))
     look, path, why = _look(outcome, folder)

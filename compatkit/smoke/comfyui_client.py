@@ -82,7 +82,9 @@ class Server:
         self.shown = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"  # without what may be a password
         self.client = uuid.uuid4().hex
         self.timeout = timeout
-        local: dict[str, str] | None = {} if parts.hostname in _LOOPBACK else None  # no proxy reaches this machine's own server
+        local: dict[str, str] | None = (
+            {} if parts.hostname in _LOOPBACK else None
+        )  # no proxy reaches this machine's own server
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler(local)).open
 
     def object_info(self) -> dict[str, Any]:
@@ -303,7 +305,7 @@ class Server:
 
 def _reason(reason: Any) -> str:
     if isinstance(reason, ConnectionRefusedError):
-        return "connection refused; is the server running, and on this port?"
+        return "connection refused (nothing listens on that port)"
     if isinstance(reason, socket.gaierror):
         return "there is no host of that name"
     if isinstance(reason, TimeoutError):
