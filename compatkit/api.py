@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compatkit.fetch.sets import judged, open_set, plan_of, read_all
+from compatkit.fetch.sets import judged, open_set, plan_of, problem_of, read_all
 from compatkit.knowledge.store import load
 from compatkit.sources.network import Network
 from compatkit.stacks import wholes
-from compatkit.stacks.files import Request, opened, parse_request
+from compatkit.stacks.files import Request, opened, parse_request, unreadable
 from compatkit.vocabulary import Component, Finding, Report, SourceError, Stack
 
 if TYPE_CHECKING:
@@ -160,21 +160,23 @@ def inspect_all(
     components: list[Component] = []
     unreachable: list[str] = []
     wanted: list[Request] = []
+    absent: list[Component] = []
     if plan := workflow_plan(sources, rules, models, comfyui, links):
-        wanted, sources = list(plan.requests), ()
-        unreachable += [p.message for c in plan.absent() for p in c.problems]
+        wanted, sources, absent = list(plan.requests), (), plan.absent()
     for source in sources:
         try:
             wanted.append(parse_request(source))
         except SourceError as e:
             unreachable.append(str(e))
     with Network(offline=offline, full=full) as network:
-        for found in read_all(wanted, knowledge, headers_only, network):
+        for request, found in zip(wanted, read_all(wanted, knowledge, headers_only, network), strict=True):
             if isinstance(found, SourceError):
                 unreachable.append(str(found))
+                absent.append(unreadable(request, problem_of(found)))
             else:
                 components += found
-    return components, unreachable
+    # as in `check`: beside files that could be read, one that could not is told as a finding of its own
+    return (components + absent if components else []), unreachable
 
 
 def is_workflow(source: str) -> bool:
@@ -241,7 +243,7 @@ def inspect_exit_code(components: Sequence[Component], unreachable: Sequence[str
     """0 all identified, 1 a damaged or missing file, 2 nothing could be opened, 3 something is not recognised."""
     if not components:
         return 2
-    if unreachable or any(p.level == "error" for c in components for p in c.problems):
+    if any(p.level == "error" for c in components for p in c.problems):
         return 1
     return 3 if any(c.family is None and c.role == "unknown" for c in components) else 0
 

@@ -35,6 +35,8 @@ _WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
 
 #: Problems of files that only a lock shows.
 _OF_LOCKS = ("file/moved", "file/newer")
+#: … and one that only a workflow can have.
+_OF_WORKFLOWS = ("workflow/file-missing",)
 
 
 def collected(stack: Stack, knowledge: Rules, kinds: Iterable[str] = tuple(_BUILDERS)) -> Builder:
@@ -91,7 +93,7 @@ def judged(builder: Builder, stack: Stack, rules: Mapping[str, Mapping[str, Any]
         adapters=tuple(builder.adapters),
         checked=tuple(checked),
         not_checked=tuple(dict.fromkeys(skipped)),
-        headline=verdicts.headline(outcome, every),
+        headline=verdicts.headline(outcome, every, skipped),
         policy=stack.policy,
     )
 
@@ -109,7 +111,8 @@ def evaluated(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], l
     for rule in rules:
         name, kind = str(rule["id"]), str(rule["binds"])
         if kind == "file":
-            if builder.parts and (builder.locked or name not in _OF_LOCKS):
+            shows = (builder.locked or name not in _OF_LOCKS) and (builder.wiring or name not in _OF_WORKFLOWS)
+            if builder.parts and shows:
                 checked.append(name)
             continue
         subjects = builder.subjects.get(kind, [])

@@ -20,12 +20,16 @@ NEWEST = frozenset({"latest", "main", "master", "head", "nightly"})
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """One runtime: its table, the tables of loaders that open some formats for it, and the versions the user named."""
+    """One runtime: its table, the tables of loaders that open some formats for it, and the versions the user named.
+
+    `named` are the runtimes and helpers that the user named.
+    """
 
     name: str
     table: Mapping[str, Any]
     version: str | None = None
     helpers: tuple[tuple[Mapping[str, Any], str | None], ...] = ()
+    named: frozenset[str] = frozenset()
 
     def for_format(self, file_format: str) -> tuple[Mapping[str, Any], str | None]:
         """The table and version that open files of this format."""
@@ -94,7 +98,7 @@ def _loader(name: str, rules: Rules, versions: Mapping[str, str | None]) -> Load
             helpers.append((rules.runtime(helper), versions.get(helper)))
         except KeyError:
             continue
-    return Loader(name, table, versions.get(name), tuple(helpers))
+    return Loader(name, table, versions.get(name), tuple(helpers), frozenset(versions))
 
 
 def numbers(version: str) -> tuple[int, ...] | None:

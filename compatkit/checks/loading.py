@@ -50,7 +50,9 @@ def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
     name = part.fields["name"]
     out = []
     if opens["supported"] == "unknown":
-        out.append(f"whether {loader.label} runs {part.fields['title']} is not known")
+        others = [n for n, entry in (part.card.get("runtimes") or {}).items() if entry and n != loader.name]
+        runs = f" (known to run it: {', '.join(others)})" if others else ""
+        out.append(f"whether {loader.label} runs {part.fields['title']} is not known{runs}")
     if opens["architecture"] == "unknown":
         version = loader.for_format("gguf")[1]
         out.append(f"which architectures {loader.name} accepts at {version} is not known, so neither is {name}")
@@ -80,6 +82,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         "family_since": since,
         "becomes": entry.get("class") or entry.get("te_model") or entry.get("vae_class"),
         "misread": _misread(part, loader, table),
+        "helper": _helper(part, loader, table),
         **_prefix(part, table, entry),
         **_architecture(part, table, version),
         **_scheme(part, loader, rules),
@@ -96,6 +99,12 @@ def _entry(part: Part, loader: Loader, table: Mapping[str, Any]) -> Mapping[str,
     main = runtimes.get(loader.name)
     helper = runtimes.get(str(table.get("id"))) if table is not loader.table else None
     return {**(main if isinstance(main, Mapping) else {}), **(helper if isinstance(helper, Mapping) else {})}
+
+
+def _helper(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
+    """The package of custom nodes that opens the file for the runtime, where the user named the runtime alone."""
+    named = loader.name in loader.named and str(table.get("id")) not in loader.named
+    return str(table.get("title")) if table is not loader.table and named else ""
 
 
 def _misread(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def judge_all(
         adapters=tuple(_adapters(stacks, reports)),
         checked=tuple(checked),
         not_checked=tuple(skipped),
-        headline=headline(outcome, every),
+        headline=headline(outcome, every, skipped),
         policy=stacks[0].policy if stacks else None,
     )
 

@@ -131,6 +131,7 @@ def _part(index: int, c: Component, rules: Rules, bundled: bool) -> Part:
         "first_mismatched": list(c.mismatched[:_FIRST]),
         "closest": c.runner_up.family if c.runner_up else None,
         "reason": c.reason,
+        "problems": [p.rule for p in c.problems],
         "readable": readable,
         "assumed": c.assumed,
         "bundled": bundled,

@@ -48,8 +48,8 @@ def verdict(every: Sequence[Part], findings: Sequence[Finding], not_checked: Seq
     return "pass"
 
 
-def headline(outcome: Verdict, every: Sequence[Part]) -> str:
-    """The first line of a report: the verdict, the roles judged, and what was not there."""
+def headline(outcome: Verdict, every: Sequence[Part], not_checked: Sequence[NotChecked] = ()) -> str:
+    """The first line of a report: the verdict, the roles judged, what was not there, and why it is open if it is."""
     roles = list(dict.fromkeys(p.role for p in every if identified(p)))
     notes = []
     unknown = sum(not identified(p) for p in every)
@@ -62,6 +62,8 @@ def headline(outcome: Verdict, every: Sequence[Part]) -> str:
         notes.append("no text encoder given")
     if any(has_latent(p) for p in diffusions) and "vae" not in roles:
         notes.append("no VAE given")
+    if outcome == "unknown" and not unknown:
+        notes += [n.why for n in not_checked if n.blocks][:1]
     named = ", ".join(r.replace("_", " ") for r in roles) or "nothing identified"
     return f"{outcome} ({'; '.join(x for x in (named, ', '.join(notes)) if x)})"
 

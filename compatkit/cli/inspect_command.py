@@ -58,7 +58,7 @@ def command(
         comfyui=comfyui,
         links=links,
     )
-    for message in unreachable:
+    for message in () if components else unreachable:  # beside others they stand in the report
         click.echo(f"Error: {message}", err=True)
     if components or not unreachable:
 

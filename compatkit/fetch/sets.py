@@ -78,6 +78,7 @@ def open_set(
     _known_roles(require)
     named_runtimes = tuple(runtime) or (stack.runtimes if stack else ()) or install_runtime(comfyui)
     runtimes = tuple(_runtime(r, knowledge) for r in named_runtimes)
+    _known_clip_type(settings, runtimes, knowledge)
     components: list[Component] = []
     unreachable: list[str] = []
     plan = plan_of(named, knowledge, models, comfyui, links)
@@ -86,9 +87,7 @@ def open_set(
         for request, found in zip(wanted, read_all(wanted, knowledge, headers_only, network), strict=True):
             if isinstance(found, SourceError):
                 unreachable.append(str(found))
-                fix = "Give the path of a file that exists and may be read."
-                problem = found.problem or FileProblem("file/unreadable", str(found), fix)
-                components.append(unreadable(request, problem))
+                components.append(unreadable(request, problem_of(found)))
             else:
                 components += named.compared(request, found)
         if named.locked and not offline:
@@ -190,6 +189,25 @@ def read_all(
 
     far = any(is_remote(request.source) for request in wanted)
     return network.map(one, wanted) if far else [one(request) for request in wanted]
+
+
+def problem_of(error: SourceError) -> FileProblem:
+    """The finding that a source which cannot be reached makes."""
+    fix = "Give the path of a file that exists and may be read."
+    return error.problem or FileProblem("file/unreadable", str(error), fix)
+
+
+def _known_clip_type(settings: Mapping[str, Any], runtimes: Sequence[Runtime], knowledge: Knowledge) -> None:
+    """Refuse a CLIP type that none of the runtimes has: a loader would silently take another one."""
+    given = settings.get("clip_type")
+    tables = [knowledge.runtime(r.name) for r in runtimes] or list((knowledge.table("runtimes") or {}).values())
+    tables += [knowledge.runtime(str(t["part_of"])) for t in tables if t.get("part_of")]
+    known = [str(n) for t in tables for k in ("single", "several") for n in (t.get("clip_types") or {}).get(k) or ()]
+    if given is None or not known or given in known:
+        return
+    close = get_close_matches(str(given), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(dict.fromkeys(known))})"
+    raise SourceError(f"there is no clip_type {given!r}{hint}")
 
 
 def _known_roles(roles: Iterable[str]) -> None:

@@ -137,6 +137,9 @@ class _Reader:
                 "Get the little-endian file, or turn it with gguf-convert-endian of the gguf package.",
                 version=true,
             )
+        if version == 0:
+            what = "byte 4 holds version 0, which there never was"
+            raise corrupt(self.name, what, version=version)
         if version not in VERSIONS:
             age = "older" if version < VERSIONS[0] else "newer"
             fix = (
@@ -320,7 +323,7 @@ class _Reader:
             padded += -(-t.nbytes // self.alignment) * self.alignment
         if end > self.size and tensors:
             cut = sum(t.offset + t.nbytes > self.size for t in tensors.values())
-            what = f"{cut:,} of {counted(len(tensors), 'tensor')} are not wholly there"
+            what = f"{cut:,} of {counted(len(tensors), 'tensor')} {'is' if cut == 1 else 'are'} not wholly there"
             raise truncated(self.name, self.size, end, what, tensors_cut=cut)
         if tensors and self.size - end >= self.alignment:
             message = f"{shown(self.name)} goes on for {self.size - end:,} bytes after its last tensor (byte {end:,})"

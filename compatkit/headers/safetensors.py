@@ -45,6 +45,8 @@ BITS: dict[str, int] = {
 
 #: The library's own limit on the JSON header, in bytes.
 MAX_HEADER = 100_000_000
+#: No model has as many tensors; to list more takes seconds and hundreds of megabytes.
+MAX_TENSORS = 1 << 18
 
 _U64 = 1 << 64
 # Characters from which on JSON is looked at before it is parsed.
@@ -122,6 +124,9 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
         raise corrupt(
             name, f"its JSON header is not UTF-8 at byte {8 + error.start:,}", offset=8 + error.start
         ) from None
+    if (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+        what = f"{shown(name)} lists {count:,} tensors; no model has so many, and at most {MAX_TENSORS:,} are read"
+        raise refused("file/not-a-model", what, "Name a file that holds one model.", tensors=count)
     if is_bomb(text):
         raise corrupt(name, f"its JSON header of {len(raw):,} bytes is mostly brackets, no list of tensors", offset=8)
     try:
@@ -209,9 +214,8 @@ def _row(name: str, tensors: dict[str, Tensor], size: int, start: int) -> int:
         at, before = t.offset + t.nbytes, key
     if at > size:
         cut = sum(t.offset + t.nbytes > size for t in tensors.values())
-        raise truncated(
-            name, size, at, f"{cut:,} of {counted(len(tensors), 'tensor')} are not wholly there", tensors_cut=cut
-        )
+        what = f"{cut:,} of {counted(len(tensors), 'tensor')} {'is' if cut == 1 else 'are'} not wholly there"
+        raise truncated(name, size, at, what, tensors_cut=cut)
     return at
 
 

@@ -13,7 +13,7 @@ from compatkit.identify.solve import Match
 from compatkit.identify.values import decide
 from compatkit.knowledge.expr import evaluate
 from compatkit.knowledge.store import Knowledge
-from compatkit.sources.naming import shown
+from compatkit.sources.naming import counted, shown
 from compatkit.vocabulary import Candidate, Component, FileProblem, Header, ValueRead
 
 _EVIDENCE = 6
@@ -157,9 +157,14 @@ def _why_unknown(nearest: Match | None) -> str:
         return f"nearest is {nearest.family}, but {nearest.refused}"
     missing, mismatched, foreign = map(len, (nearest.missing, nearest.mismatched, nearest.foreign))
     return (
-        f"nearest is {nearest.family}, but {missing} tensors are missing, {mismatched} have other shapes and {foreign} "
-        "do not belong to it"
+        f"nearest is {nearest.family}, but {counted(missing, 'tensor')} {_verb(missing, 'is', 'are')} missing, "
+        f"{mismatched:,} {_verb(mismatched, 'has another shape', 'have other shapes')} and "
+        f"{foreign:,} {_verb(foreign, 'does', 'do')} not belong to it"
     )
+
+
+def _verb(number: int, one: str, several: str) -> str:
+    return one if number == 1 else several
 
 
 def _candidate(match: Match | None) -> Candidate | None:

@@ -296,7 +296,7 @@ def _assumed(header: Header, unpacked: Unpacked, knowledge: Knowledge, family: s
     component = build(header, unpacked, knowledge, [best], None, read)
     component = replace(component, family=family, also=(), assumed=True)
     if best.refused or len(best.matched) * 2 < len(unpacked.tensors) or not best.matched:
-        why = best.refused or f"only {len(best.matched):,} of its {len(unpacked.tensors):,} tensors are that model's"
+        why = best.refused or f"of its {len(unpacked.tensors):,} tensors only {len(best.matched):,} fit that model"
         problem = FileProblem(
             "file/assumed",
             f"{shown(header.source)} is taken for {component.title} on your word, but its tensors say otherwise: {why}",

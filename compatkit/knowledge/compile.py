@@ -54,13 +54,19 @@ class Sources:
         self.nodes: list[RuleFile] = []
         self.tables: dict[str, RuleFile] = {}
         self.parts: dict[str, Part] = {}
-        for root in roots:
+        for number, root in enumerate(roots):
             for path in rule_files(root):
-                self._add(root, path)
+                self._add(root, path, own=number == 0)
 
-    def _add(self, root: Path, path: Path) -> None:
+    def _add(self, root: Path, path: Path, *, own: bool) -> None:
         file = load(path)
         kind = path.relative_to(root).parts[0]
+        if not own and path.parent == root and path.stem not in self.tables and path.stem != "parts":
+            if not (isinstance(file.data, dict) and set(file.data) == {"checks"}):
+                raise file.error(
+                    (), f"a rule file lies in a folder that says what it is, such as {_folder(file)}/{path.name}"
+                )
+            kind = "checks"  # what it is can be told without a folder
         if kind == "families":
             check_keys(file)
             other = self.families.get(file.data["id"])
@@ -83,7 +89,7 @@ class Sources:
             self.nodes.append(file)
         elif len(path.relative_to(root).parts) == 1 or kind == "errors":
             self.tables[path.relative_to(root).with_suffix("").as_posix()] = file
-        else:  # users may keep checks at the top of their folder
+        else:
             raise file.error(
                 (),
                 f"{kind!r} is not a folder of rules "
@@ -94,6 +100,15 @@ class Sources:
         """Every family, compiled, in order of id."""
         files = self.families
         return [compile_family(files[i], files, self.parts, self.keymaps) for i in sorted(files)]
+
+
+def _folder(file: RuleFile) -> str:
+    """The folder that a file of rules at the top of a user's folder looks to belong in."""
+    data = file.data if isinstance(file.data, dict) else {}
+    for folder, keys in (("families", ("role", "tensors", "like")), ("nodes", ("nodes",)), ("runtimes", ("engine",))):
+        if any(key in data for key in keys):
+            return folder
+    return "errors" if isinstance(file.data, list) else "checks"
 
 
 def compile_tree(rules_dir: Path, out_dir: Path, extra: Iterable[Path] = ()) -> None:

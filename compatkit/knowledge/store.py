@@ -135,17 +135,17 @@ def load(extra: tuple[Path, ...] = ()) -> Knowledge:
     """The rules of this installation, and of users' folders on top.
 
     In a checkout the compiled form is rebuilt when a rule file changed; an installed one is never checked (its files do
-    not change), so the first run is as fast as the tenth and nothing is written. With `extra` all is compiled in
-    memory.
+    not change), so the first run is as fast as the tenth and nothing is written. With `extra` what is compiled is
+    kept in the user's cache, by the content of those folders (`kept`).
 
     Raises:
         RuleFileError: a rule file is refused (from PyYAML's side: only when something is compiled).
     """
     root = rules_root()
     if extra:
-        from compatkit.knowledge.compile import compile_documents
+        from compatkit.knowledge.kept import compiled_with
 
-        return Knowledge(compile_documents([root, *extra]))
+        return Knowledge(compiled_with(root, extra))
     compiled = root / ".compiled"
     if root.parent.name == "_data" and (compiled / "manifest.json").is_file():
         return Knowledge(compiled)

@@ -41,6 +41,7 @@ PART = fields(
     first_mismatched=([], "the first of them"),
     closest=(None, "the family that came closest, where none fits"),
     reason=("", "why it was not identified"),
+    problems=([], "rule ids of what is wrong with its file"),
     readable=(True, "whether its header could be read"),
     assumed=(False, "whether the user said what it is"),
     bundled=(False, "whether it is part of an all-in-one checkpoint"),

@@ -53,6 +53,7 @@ LOADING = _fields(
     family_since=(None, "since which version"),
     becomes=(None, "what it makes of the file: its class"),
     misread=("", "the class of another model that it takes the file for"),
+    helper=("", "the package that opens the file for it, where the user named the runtime without that package"),
     tokenizer=("none", "whether the tokenizer it wants in the file is there: yes, no, unknown, none (it wants none)"),
     tokenizer_tensor=(None, "the tensor that would hold it"),
     error=("", "the error it raises"),

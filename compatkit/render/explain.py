@@ -17,23 +17,65 @@ _SHOWN = 3
 
 
 def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
-    """What a rule looks at, why, what it says, one failing and one passing example, and the fix."""
+    """What a rule looks at and why, what it says of a set that fails, of what it says nothing, and its condition."""
     out = [f"{paint(rule['id'], 'bold')}  {paint(rule['level'], LEVEL_COLOUR[rule['level']])}  {rule['title']}", ""]
     out += _paragraph(rule.get("why", ""))
-    if rule.get("require") is not None:
-        out += _code("Applies when", rule.get("when"))
-        out += _code("Must hold", rule.get("require"))
-    for heading, key in (("Says", "message"), ("Fix", "fix")):
-        out += _texts(heading, rule.get(key))
-    for runtime, text in (rule.get("predicts") or {}).items():
-        out += _texts(f"Predicts ({runtime})", text)
     examples = rule.get("examples") or {}
-    for kind, heading in (("fail", "Fails"), ("pass", "Passes")):
-        rows = examples.get(kind) or []
-        if rows:
-            out += ["", paint(heading, "bold"), *_example(rows[0])]
+    out += _said(rule, examples["fail"][0], paint) if examples.get("fail") else []
+    for row in (examples.get("pass") or [])[:1]:
+        out += ["", paint("It says nothing of", "bold"), *_facts(rule, row)]
+    if rule.get("require") is not None:
+        out += ["", paint("How it decides", "bold")]
+        out += _code("applies when", rule.get("when"))
+        out += _code("must hold", rule.get("require"))
+        written = str(rule.get("source_file") or "a rule file").replace("\\", "/")
+        out.append(f"  written in {'/'.join(written.split('/')[-3:])}")
     out += _references(rule.get("references") or rule.get("sources") or [])
     return "\n".join(out) + "\n"
+
+
+def _said(rule: Mapping[str, Any], example: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    """The finding that a rule makes of one of its own examples, as a report shows it."""
+    from compatkit.checks.evaluate import finding
+    from compatkit.checks.subject import Subject
+
+    values = {k: _named(k, v, str(rule["binds"])) for k, v in example.items() if k != "mention"}
+    found = finding(rule, Subject(str(rule["binds"]), (0,), values))
+    yield ""
+    yield f"{paint('Of a set that fails it says', 'bold')} ({found.level})"
+    yield from _indented(found.message)
+    for runtime, text in found.predicts.items():
+        yield from _indented(f"You would see{'' if runtime == 'any' else f' ({runtime})'}: {text}")
+    if found.fix:
+        yield from _indented(f"Fix: {found.fix}")
+
+
+def _named(subject: str, given: Any, kind: str) -> Any:
+    """An example's model with a name and a title to read, where it has none of its own."""
+    from compatkit.knowledge.subjects import SUBJECTS
+
+    if not isinstance(given, Mapping) or not {"name", "title"} <= set(SUBJECTS.get(kind, {}).get(subject, {})):
+        return given
+    return {"name": f"{subject}.safetensors", "title": f"this {subject.replace('_', ' ')}", **given}
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(line(text, 2000), _WIDTH, initial_indent="  ", subsequent_indent="    ")
+
+
+def _facts(rule: Mapping[str, Any], example: Mapping[str, Any]) -> Iterator[str]:
+    """An example in words: each fact under what its field means."""
+    from compatkit.knowledge.subjects import SUBJECTS
+
+    fields = SUBJECTS.get(str(rule["binds"]), {})
+    given = [(subject, k, v) for subject, row in example.items() if isinstance(row, Mapping) for k, v in row.items()]
+    for subject, name, value in given:
+        says = fields[subject][name].says if name in fields.get(subject, {}) else name
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        shown = {"True": "yes", "False": "no", "None": "not known"}.get(shown, shown)
+        yield from _indented(f"{subject.replace('_', ' ')} - {says.split(':')[0]}: {shown}")
+    if not given:
+        yield "  an ordinary set"
 
 
 def family_text(card: Mapping[str, Any], document: Mapping[str, Any], paint: Paint) -> str:
@@ -72,28 +114,7 @@ def _paragraph(text: str) -> list[str]:
 
 
 def _code(heading: str, expression: Any) -> list[str]:
-    return [f"{heading}: {' '.join(str(expression).split())}"] if expression not in (None, "", True) else []
-
-
-def _texts(heading: str, value: Any) -> Iterator[str]:
-    if not value:
-        return
-    yield ""
-    yield f"{heading}:"
-    for case in value if isinstance(value, list) else [{"text": value}]:
-        condition = f"(when {' '.join(str(case['when']).split())}) " if case.get("when") else ""
-        yield from textwrap.wrap(
-            condition + " ".join(str(case["text"]).split()), _WIDTH, initial_indent="  ", subsequent_indent="  "
-        )
-
-
-def _example(example: Mapping[str, Any]) -> Iterator[str]:
-    for subject, fields in example.items():
-        if isinstance(fields, Mapping):
-            shown = ", ".join(f"{k} {v}" for k, v in fields.items())
-            yield from textwrap.wrap(f"{subject}: {shown}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
-        else:
-            yield f"  {subject}: {fields}"
+    return _indented(f"{heading}: {' '.join(str(expression).split())}") if expression not in (None, "", True) else []
 
 
 def _encoders(encoders: list[Mapping[str, Any]]) -> Iterator[str]:

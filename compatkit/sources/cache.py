@@ -145,6 +145,10 @@ class Cache:
         held = self.info()
         self.close()
         self._remove()
+        if self.path:
+            import shutil
+
+            shutil.rmtree(os.path.join(os.path.dirname(self.path), "rules"), ignore_errors=True)  # compiled, users' own
         return held
 
     def close(self) -> None:

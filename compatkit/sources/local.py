@@ -58,7 +58,7 @@ class LocalSource:
             info = os.fstat(self._fd)
             _refuse_odd(self.name, info.st_mode)  # what was opened may not be what was looked at
         except (OSError, ValueError) as error:
-            raise SourceError(_why(self.name, error)) from error
+            raise SourceError(_why(self.name, error), _absent(self.name, error)) from error
         except SourceError:
             self.close()
             raise
@@ -125,6 +125,13 @@ def _refuse_odd(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in _KINDS if test(mode)), "not a regular file")
         raise SourceError(f"{shown(name)} is {kind}, not a model file")
+
+
+def _absent(name: str, error: OSError | ValueError) -> FileProblem | None:
+    """The finding of a path that is not there; None where something else is the matter with it."""
+    if not isinstance(error, FileNotFoundError):
+        return None
+    return FileProblem("file/not-found", _why(name, error), "Give the path of a file that exists.")
 
 
 def _why(name: str, error: OSError | ValueError) -> str:

@@ -73,13 +73,26 @@ def _refuse_unsupported(source: str) -> None:
         )
 
 
+def _once(every: Sequence[Request]) -> list[Request]:
+    """The requests without those for a file that was named before, in the same role."""
+    seen: set[tuple[str, str | None, str | None]] = set()
+    out = []
+    for request in every:
+        same = request.source if is_remote(request.source) else os.path.realpath(request.source)
+        key = (same, request.role, request.assume)
+        if key not in seen:
+            seen.add(key)
+            out.append(request)
+    return out
+
+
 def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledge: Knowledge) -> list[Request]:
     """All sources of a command, with what the user assumes of them.
 
     Raises:
         SourceError: an assumption names a file that is not among the sources, or a family nobody knows.
     """
-    parsed = [t if isinstance(t, Request) else parse_request(t) for t in texts]
+    parsed = _once([t if isinstance(t, Request) else parse_request(t) for t in texts])
     out = dict(enumerate(parsed))
     for r in parsed:
         if r.assume and not knowledge.has_family(r.assume):

@@ -15,17 +15,17 @@ def test_the_same_encoder_is_wide_enough_with_the_right_type_only() -> None:
     assert check(component(KLEIN), component("qwen3_4b")).verdict == "pass"
     assert check(component(KLEIN), component("qwen3_4b"), clip_type="flux2").verdict == "pass"
     wrong = check(component(KLEIN), component("qwen3_4b"), clip_type="lumina2")
-    assert rules_of(wrong, "error") == ["encoder/clip-type", "encoder/width"]
-    kind, width = wrong.findings[:2]
+    assert rules_of(wrong, "error") == ["encoder/clip-type"]
+    [kind] = wrong.findings[:1]
     assert "flux2" in kind.fix
-    assert "7680" in width.message
-    assert width.predicts["comfyui"] == "mat1 and mat2 shapes cannot be multiplied (Nx2560 and 7680x3072)"
+    assert "7680" in kind.message
+    assert kind.predicts["comfyui"] == "mat1 and mat2 shapes cannot be multiplied (Nx2560 and 7680x3072)"
 
 
 def test_the_type_of_another_model_widens_an_encoder_too_much() -> None:
     report = check(component("z_image_turbo"), component("qwen3_4b"), clip_type="flux2")
-    assert rules_of(report, "error") == ["encoder/clip-type", "encoder/width"]
-    assert "size[1, N, 7680]" in report.findings[1].predicts["comfyui"]
+    assert rules_of(report, "error") == ["encoder/clip-type"]
+    assert "size[1, N, 7680]" in report.findings[0].predicts["comfyui"]
 
 
 def test_a_type_that_builds_another_vocabulary_is_named_as_the_cause() -> None:
@@ -67,8 +67,8 @@ def test_two_encoders_make_one_input_together() -> None:
 
 def test_a_single_encoder_model_under_a_type_for_two() -> None:
     report = check(component("sd15"), component("clip_l"), component("clip_g"), clip_type="sdxl")
-    assert rules_of(report, "error") == ["encoder/clip-type", "encoder/width"]
-    assert "(Nx2048 and 768x" in report.findings[1].predicts["comfyui"]
+    assert rules_of(report, "error") == ["encoder/clip-type"]
+    assert "(Nx2048 and 768x" in report.findings[0].predicts["comfyui"]
     plain = check(component("sd15"), component("clip_l"), component("clip_g"))
     assert plain.verdict == "pass"
     assert rules_of(plain, "info") == ["encoder/surplus"]

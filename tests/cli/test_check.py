@@ -167,3 +167,52 @@ def test_a_check_loads_nothing_heavy(right_set: list[Path]) -> None:
         [sys.executable, "-c", code, *map(str, right_set)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_named_twice_is_judged_once(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    report = json.loads(run("check", "dit.gguf", "./dit.gguf", *map(str, right_set), "--format", "json").stdout)
+    assert len(report["components"]) == 3
+    forced = json.loads(run("check", "dit.gguf", "diffusion=dit.gguf", "--format", "json").stdout)
+    assert len(forced["components"]) == 2
+
+
+def test_a_clip_type_that_no_loader_has_is_refused_with_the_nearest(run: Run, right_set: list[Path]) -> None:
+    done = run("check", *right_set, "--set", "clip_type=lumina")
+    assert (done.returncode, "'lumina2'" in done.stderr) == (2, True)
+
+
+def test_a_wrong_clip_type_is_said_once(run: Run, right_set: list[Path]) -> None:
+    report = json.loads(run("check", *right_set, "--set", "clip_type=flux2", "--format", "json").stdout)
+    [error] = [f for f in report["findings"] if f["level"] == "error"]
+    assert error["rule"] == "encoder/clip-type"
+    assert "7680" in error["predicts"]["comfyui"]
+
+
+def test_a_gguf_for_comfyui_alone_needs_its_nodes(run: Run, right_set: list[Path]) -> None:
+    def helpers(*runtime: str) -> list[str]:
+        found = json.loads(run("check", *right_set, *runtime, "--format", "json").stdout)["findings"]
+        return [f["level"] for f in found if f["rule"] == "loader/helper"]
+
+    assert helpers("--runtime", "comfyui") == ["info", "info"]
+    assert helpers("--runtime", "comfyui", "--runtime", "comfyui-gguf") == []
+    assert helpers() == []
+
+
+def test_a_missing_file_beside_others_is_a_finding_of_both_commands(run: Run, right_set: list[Path]) -> None:
+    for command in ("check", "inspect"):
+        done = run(command, "nowhere.safetensors", right_set[0], "--format", "json")
+        assert done.returncode == 1
+        found = json.loads(done.stdout)
+        assert "file/not-found" in {f["rule"] for f in found["findings"]}
+        assert "nowhere.safetensors" in {c["source"] for c in found["components"]}
+        assert done.stderr == ""
+        alone = run(command, "nowhere.safetensors", "--format", "json")
+        assert (alone.returncode, alone.stdout) == (2, "")
+
+
+def test_an_open_verdict_says_why_in_its_first_line(run: Run, right_set: list[Path]) -> None:
+    done = run("check", *right_set, "--runtime", "sd.cpp")
+    assert done.returncode == 3
+    first = " ".join(done.stdout.split("\n\n")[0].split())
+    assert "stable-diffusion.cpp" in first
+    assert "comfyui" in first

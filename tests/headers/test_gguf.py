@@ -212,6 +212,7 @@ def nested(depth: int) -> bytes:
 
 BAD: dict[str, tuple[bytes, str, str]] = {
     "v1": (b"GGUF" + struct.pack("<III", 1, 0, 0) + bytes(20), "file/gguf-version", "GGUF v1 (byte 4), older than"),
+    "v0": (padded(start(version=0)), "file/corrupt", "version 0, which there never was"),
     "v4": (padded(start(version=4)), "file/gguf-version", "GGUF v4 (byte 4), newer than"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(8), "file/big-endian", "a GGUF v3 for big-endian"),
     "2^60 tensors": (padded(start(tensors=1 << 60)), "file/corrupt", "bytes 8..16 claim 1,152,921,504,606,846,976"),

@@ -349,3 +349,14 @@ def test_claimed_lengths_allocate_nothing(tmp_path: Path, length: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 300_000
     finally:
         tracemalloc.stop()
+
+
+def test_more_tensors_than_any_model_has_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compatkit.headers.safetensors.MAX_TENSORS", 3)
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    write_safetensors(good, {str(i): ("F16", (1,)) for i in range(3)})
+    write_safetensors(bad, {str(i): ("F16", (1,)) for i in range(4)})
+    assert outcome(good)[1] is None
+    problem = problem_of(bad)
+    assert problem.rule == "file/not-a-model"
+    assert "4 tensors" in problem.message
