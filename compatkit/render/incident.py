@@ -43,6 +43,19 @@ _PAIRS = (
 )
 
 
+_NAME_IT = (
+    "Look at the file with `compatkit inspect`; if you know what it is, say so with `--assume FILE=FAMILY`"
+    " and check again."
+)
+_ASK_ANOTHER = "Check it for another runtime (`--runtime comfyui`), or settle what is named above in another way."
+_RELY_ON_NOTHING = (
+    "Until then this is no yes: nothing that was checked speaks against the set, and not all was checked."
+)
+_SEE_BELOW = "See the findings below."
+_NOTHING = "Nothing needs to change in these files."
+_NAME_THE_REST = "Name the other files of the set, too, to have them judged with these."
+
+
 class Side(NamedTuple):
     """One of two facts that disagree: whose it is (a component's number, 0: the set's), its name, its value."""
 
@@ -113,6 +126,22 @@ class Incident(NamedTuple):
         some = [f.fix for f in self.report.findings if f.level == worst and worst != "info" and f.fix]
         return [f for f in dict.fromkeys(some) if not any(f in other for other in some if f != other)]
 
+    def todo(self) -> list[tuple[str, bool]]:
+        """What to do, in the order of doing: (sentence, whether it is ours and not a rule's)."""
+        fixes = self.fixes()
+        if fixes:
+            return [(f, False) for f in fixes[:3]]
+        if self.report.verdict == "unknown":
+            nameless = any(not c.family and c.role == "unknown" for c in self.report.components)
+            return [(_NAME_IT if nameless else _ASK_ANOTHER, True), (_RELY_ON_NOTHING, True)]
+        other = self.other_causes()
+        if other and other[0].fix:
+            return [(other[0].fix, False)]
+        if self.report.verdict != "pass":
+            return [(_SEE_BELOW, True)]
+        absent = "; no " in self.report.headline or ", no " in self.report.headline
+        return [(_NOTHING, True), *([(_NAME_THE_REST, True)] if absent else [])]
+
     def blocking(self) -> list[str]:
         """Why a verdict is unknown."""
         out = [f"{n.rule}: {n.why}" for n in self.report.not_checked if n.blocks]
@@ -144,7 +173,8 @@ class Incident(NamedTuple):
 
 def labels() -> list[str]:
     """Messages that stand in this module and not in a template."""
-    return sorted({label for pair in _PAIRS for label in (pair[1], pair[3])})
+    ours = (_NAME_IT, _ASK_ANOTHER, _RELY_ON_NOTHING, _SEE_BELOW, _NOTHING, _NAME_THE_REST)
+    return sorted({label for pair in _PAIRS for label in (pair[1], pair[3])} | set(ours))
 
 
 def this_environment() -> dict[str, str]:
@@ -170,6 +200,7 @@ def incident_document(incident: Incident) -> dict[str, Any]:
             "predicts": dict(main.predicts) if main else {},
             "observed": observed[0].matched if observed else None,
             "fixes": incident.fixes(),
+            "todo": [text for text, _ in incident.todo()],
             "not_checked": len({n.rule for n in report.not_checked}),
         },
         "headers": [

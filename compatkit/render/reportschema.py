@@ -33,6 +33,7 @@ _SUMMARY = _closed(
         "predicts": _TEXTS,
         "observed": {"type": ["string", "null"]},
         "fixes": _STRINGS,
+        "todo": _STRINGS | {"description": "the fixes, or what to do where there are none"},
         "not_checked": _COUNT,
     }
 )

@@ -19,7 +19,7 @@ from compatkit.vocabulary import Finding, Report
 _PLACE = re.compile(r"\{\{(.*?)\}\}", re.S)
 _NUMBERED = re.compile(r"\{(\d+)\}")
 #: Groups of rules whose texts are translated.
-CORE = ("encoder", "vae", "lora", "file", "loader")
+CORE = ("encoder", "vae", "lora", "file", "loader", "component", "quant")
 #: A sentence longer than this is not looked at: what a place may hold is anybody's.
 _LONGEST = 4_000
 #: Said after the sentence of a rule where a family rests on the user's word.
@@ -42,7 +42,7 @@ def texts(rule: Mapping[str, Any]) -> list[str]:
     for key in ("message", "fix"):
         value = rule.get(key) or []
         out += [value] if isinstance(value, str) else [str(case["text"]) for case in value]
-    return [numbered(t) for t in out]
+    return [t for t in map(numbered, out) if _NUMBERED.sub("", t).strip(" .")]
 
 
 def translated(report: Report, language: str) -> Report:

@@ -53,7 +53,15 @@ def test_the_first_lines_of_a_pass_and_of_an_unknown_verdict() -> None:
     lines = first_lines(unknown)
     assert lines[0].startswith("**UNKNOWN**")
     assert "why it is open" in lines[1]
-    assert "Settle what is named" in lines[3]
+    assert "another runtime" in lines[3]
+    assert "this is no yes" in lines[3]
+    nameless = replace(unknown, components=(component(role="unknown", family=None),))
+    assert "`--assume FILE=FAMILY`" in first_lines(nameless)[3]
+    warned = replace(report("cfg is too high", "warning", verdict="pass"))
+    lines = first_lines(warned)
+    assert "It runs, with a warning: cfg is too high" in lines[1]
+    part = replace(passed, headline="pass (diffusion; no text encoder given)")
+    assert "Name the other files of the set" in first_lines(part)[3]
 
 
 def test_a_line_of_the_log_that_a_finding_explains_stands_in_front() -> None:
