@@ -299,6 +299,7 @@ RUN = _fields(
     above=(0, "places beyond float16's range"),
     over=(False, "whether any is beyond 65504"),
     near=(False, "whether any is beyond a quarter of that"),
+    runaway=(False, "whether any is beyond a thousand million"),
     fp16=("open", "what float16 is to it: asked, meant, open, avoided"),
     call=("", "forward, encode, decode"),
     step=(1, "of the sampler"),

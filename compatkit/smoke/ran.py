@@ -158,9 +158,13 @@ def _fp16(component: Component, card: Mapping[str, Any], how: Run) -> str:
 def _worst(calls: Sequence[Mapping[str, Any]], fp16: str) -> dict[str, Any]:
     """The fields of `subjects.RUN` of all calls of one component."""
     broken = next((c for c in calls if c.get("broken")), None)
-    first_above = next((c for c in calls if c.get("above")), None)
-    chosen = broken or first_above or max(calls, key=lambda c: float((c.get("largest") or {}).get("max_abs") or 0.0))
-    place = chosen.get("broken") or (chosen.get("above") or [None])[0] or chosen.get("largest") or {}
+    wild = next((c for c in calls if c.get("runaway")), None)
+    first_above = next((c for c in calls if c.get("above")), None) if fp16 != "avoided" else None
+    most = max(calls, key=lambda c: float((c.get("largest") or {}).get("max_abs") or 0.0))
+    chosen = broken or wild or first_above or most
+    place = chosen.get("broken") or chosen.get("runaway") or chosen.get("largest") or {}
+    if chosen is first_above and not (broken or wild):
+        place = chosen["above"][0]
     largest = max(float((c.get("largest") or {}).get("max_abs") or 0.0) for c in calls)
     return {
         "module": place.get("module", ""),
@@ -179,6 +183,7 @@ def _worst(calls: Sequence[Mapping[str, Any]], fp16: str) -> dict[str, Any]:
         "fp16": fp16,
         "over": largest > FP16_MAX,
         "near": largest > FP16_NEAR,
+        "runaway": wild is not None,
         "std": float((chosen.get("output") or {}).get("std") or 0.0),
     }
 

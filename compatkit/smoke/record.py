@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The largest finite float16, and a quarter of it: other prompts and latents make other numbers.
 FP16_MAX, FP16_NEAR = 65504.0, 16384.0
+#: Beyond this no network computes anything: the largest that trained ones are known for are about a million.
+RUNAWAY = 1e9
 
 #: Operations whose result is memory that nothing was written to yet.
 _EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "resize_")

@@ -16,7 +16,7 @@ from compatkit.smoke.coding import Undecodable
 from compatkit.smoke.fetch import Patch
 from compatkit.smoke.model import Model, Unrunnable, open_model
 from compatkit.smoke.patches import patches
-from compatkit.smoke.record import FP16_MAX, FP16_NEAR, Record
+from compatkit.smoke.record import FP16_MAX, FP16_NEAR, RUNAWAY, Record
 from compatkit.smoke.sampler import euler, schedule
 from compatkit.smoke.weights import Unplaced, Weights
 from compatkit.sources.naming import base_name, shown
@@ -261,8 +261,9 @@ class Trial:
         out = result.output
         gave.ran += 1
         record = result.record
-        if record.broken and not gave.broken:
-            gave.broken, gave.where = record.broken.label, member.index
+        first = record.broken or next(iter(record.above(RUNAWAY)), None)
+        if first and not gave.broken:
+            gave.broken, gave.where = first.label, member.index
         told = {"component": member.index, "call": name, "step": step, "given": given, **summary(record)}
         kind, place = str(model.dtype).removeprefix("torch."), str(model.supply.device)
         cost = {"seconds": round(time.perf_counter() - start, 3), "vram": _vram(model)}
@@ -281,6 +282,7 @@ def summary(record: Record) -> dict[str, Any]:
         "operations": record.operations,
         "largest": row(largest) if largest else None,
         "broken": row(record.broken) if record.broken else None,
+        "runaway": next((row(p) for p in record.above(RUNAWAY)), None),
         "above": [row(p) for p in record.above(FP16_MAX)][:_LISTED],
         "above_count": len(record.above(FP16_MAX)),
         "near": [row(p) for p in record.above(FP16_NEAR)][:_LISTED],
