@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatkit.dryrun.build import build
+from compatkit.dryrun.build import load as load_library
 from compatkit.dryrun.classes import NoClass
 from compatkit.dryrun.forward import forward
 from compatkit.identify.identify import identify
@@ -108,6 +109,8 @@ def main() -> None:
     families = asked or sorted(
         knowledge.classes()["families"], key=lambda f: (order.get(str(knowledge.family(f)["role"]), 3), f)
     )
+    for library in ("torch", "diffusers", "transformers"):
+        load_library(library)
     rows = []
     for family in families:
         row = run(family, knowledge)

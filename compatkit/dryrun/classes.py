@@ -68,7 +68,10 @@ def solved(component: Component, document: Mapping[str, Any]) -> tuple[dict[str,
     """A component's symbols and options, read back from its facts; what the header did not tell is the example's."""
     example = document.get("example") or {}
     symbols: dict[str, int] = dict(example.get("symbols") or {})
-    symbols.update({k: v for k, v in component.facts.items() if isinstance(v, int) and not isinstance(v, bool)})
+    for fact, value in component.facts.items():
+        # a fact that the family computes may have the name of a symbol that it is not
+        if isinstance(value, int) and not isinstance(value, bool) and document["facts"].get(fact, fact) == fact:
+            symbols[fact] = value
     for fact, expression in document["facts"].items():
         value = component.facts.get(fact)
         if isinstance(expression, str) and isinstance(value, int):
