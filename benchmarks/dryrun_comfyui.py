@@ -23,30 +23,18 @@ from benchmarks.cases import shared
 from benchmarks.sets import components
 from compatkit.dryrun.comfyui import Stage, run
 from compatkit.dryrun.comfyui_process import Checkout, CheckoutError
+from compatkit.dryrun.wording import read
 from compatkit.hosts.comfyui import read_install
 from compatkit.knowledge.store import load
 from compatkit.vocabulary import Component, Stack
 
-_TORCH: Mapping[str, re.Pattern[str]] = {
-    "linear": re.compile(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x(\d+)\)"),
-    "norm": re.compile(r"Given normalized_shape=\[(\d+)\].*size ?\[(?:\d+, ?)*(\d+)\]"),
-    "conv": re.compile(
-        r"Given groups=\d+, weight of size \[([\d, ]+)\].* to have (\d+) channels, but got (\d+) channels"
-    ),
-    "broadcast": re.compile(r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"),
-    "broadcast ": re.compile(r"broadcast a dimension of length (\d+) at.*broadcastable to \[\d+, (\d+)"),
-}
 _TYPE = re.compile(r"^\w+(?:Error|Exception): ")
 
 
-def told(text: str) -> tuple[str, ...]:
+def told(text: str) -> tuple[object, ...]:
     """What an error text says, without what is free."""
-    for kind, wording in _TORCH.items():
-        found = wording.search(text.replace("\n", " "))
-        if found:
-            sides = found.groups() if kind[:5] != "broad" else tuple(sorted(found.groups()))
-            return (kind.strip(), *sides)
-    return ("text", re.sub(r"\s+", " ", _TYPE.sub("", text))[:200])
+    said = read(text)
+    return tuple(said) if said else ("text", re.sub(r"\s+", " ", _TYPE.sub("", text))[:200])
 
 
 def set_of(row: Mapping[str, Any]) -> Stack:
@@ -68,8 +56,9 @@ def _files(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def first_problem(stages: Iterable[Stage]) -> Stage | None:
-    """The stage that decides: the first that did not run."""
-    return next((s for s in stages if s.state != "ran"), None)
+    """The stage that decides: the first that failed; else one that left tensors without weights, or was refused."""
+    problems = [s for s in stages if s.state != "ran"]
+    return next((s for s in problems if s.state not in ("half", "unknowable")), next(iter(problems), None))
 
 
 def main() -> None:

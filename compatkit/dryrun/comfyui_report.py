@@ -8,7 +8,7 @@ from typing import Any
 
 from compatkit.checks.parts import file_name
 from compatkit.checks.subject import Subject
-from compatkit.dryrun.comfyui import Stage, run
+from compatkit.dryrun.comfyui import RUNTIME, Stage, run
 from compatkit.dryrun.comfyui_process import Checkout, CheckoutError
 from compatkit.dryrun.wording import pattern, read, telling
 from compatkit.hosts.comfyui import read_install
@@ -72,9 +72,10 @@ def dry_run(
         environment: Mapping[str, Any] = checkout.environment if checkout else {}
         if own:
             own.close()
+    loader = {"runtime": RUNTIME, "label": title, "engine": "torch"}
     for stage in stages:
         values = _fields(stage, stack, header.findings, title, str(environment.get("torch", "")))
-        builder.add(Subject("stage", stage.components, {"stage": values}))
+        builder.add(Subject("stage", stage.components, {"stage": values, "loader": loader}))
     if failure:
         values = {"ok": False, "message": failure, "comfyui": title}
         builder.add(Subject("environment", (), {"environment": values}))

@@ -323,8 +323,8 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         "file": _fields(name=("", "file name"), problem=("", "rule id of the problem"), message=("", "what is wrong")),
     },
     "component": {"component": PART},
-    "server": {"server": SERVER},
-    "stage": {"stage": STAGE},
+    "server": {"server": SERVER, "loader": LOADER},
+    "stage": {"stage": STAGE, "loader": LOADER},
     "declared": {"component": PART, "declared": DECLARED},
     "loading": {"component": PART, "loader": LOADER, "opens": LOADING},
     "encoder": {

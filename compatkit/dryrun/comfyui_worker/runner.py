@@ -199,7 +199,7 @@ class Runner:
         return (model, clip, vae), self._model_facts(model) if model is not None else {}
 
     def _diffusion(self, part: str) -> Any:
-        model = self.comfy.sd.load_diffusion_model(part)
+        model = self.comfy.sd.load_diffusion_model(part, model_options={})
         return model, self._model_facts(model)
 
     @staticmethod
@@ -211,7 +211,8 @@ class Runner:
     def _encoders(self, parts: tuple[str, ...], kind: str) -> Any:
         types = self.comfy.sd.CLIPType
         wanted = getattr(types, kind.upper(), types.STABLE_DIFFUSION)
-        clip = self.comfy.sd.load_clip(list(parts), embedding_directory=None, clip_type=wanted)
+        # model_options of its own: loaders write into the shared default, and one set would change the next
+        clip = self.comfy.sd.load_clip(list(parts), embedding_directory=None, clip_type=wanted, model_options={})
         return clip, {"class": type(clip.cond_stage_model).__name__}
 
     def _lora(self, model: Any, clip: Any, part: str) -> Any:
