@@ -22,8 +22,10 @@ CANNOT_TELL = "pixels do not tell a wrong picture with a natural texture from a 
 _DARK = 8 / 255
 #: A range of brightness below this is one colour.
 _FLAT = 8 / 255
-#: Where a grid that a network leaves repeats: patches of 2 latents of a VAE that shrinks 8 times, and parts of them.
-_PERIODS = (4, 8, 16, 32, 64)
+#: Where a grid that a network leaves repeats: a latent is 8 pixels, a patch of them 16, more where VAEs shrink more.
+_PERIODS = (8, 16, 32)
+#: A grid's lines are so much steeper than the rest, as a ratio and in brightness: the blocks of a JPEG are not.
+_STEEPER, _STEP = 1.6, 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,10 @@ def judge_picture(array: ArrayLike) -> Picture:
     neighbours = _neighbours(plane)
     period, strength = _grid(plane)
     more: dict[str, Any] = {**basic, "neighbours": neighbours, **spectrum, "period": period, "grid": strength}
-    flatness, slope = spectrum["flatness"], spectrum["slope"]
     if period:
         return Picture("grid", f"lines repeat every {period} pixels in both directions", **more)
-    if neighbours < 0.2 and flatness > 0.3:
+    if neighbours < 0.2 and spectrum["flatness"] > 0.3:
         return Picture("noise", "its pixels have nothing to do with their neighbours", **more)
-    if neighbours < 0.5 and slope > -1.0 and flatness > 0.2:
-        return Picture("noise", "its fine detail is as strong as its shapes, as in noise and in no photograph", **more)
     if (basic["burnt"] > 0.15 and clipped > 0.75) or (basic["burnt"] > 0.5 and clipped > 0.6):
         why = f"{_percent(clipped)} of its values lie at an end of their range, not only in black, white and grey"
         return Picture("saturated", why, **more)
@@ -213,7 +212,7 @@ def _grid(plane: Plane) -> tuple[int, float]:
         strength = max(min(across, down), _tiled(plane, period))
         if strength > best[1]:
             best = (period, strength)
-    return best if best[1] > 1.6 else (0, best[1])
+    return best if best[1] > _STEEPER else (0, best[1])
 
 
 def _tiled(plane: Plane, period: int) -> float:
@@ -240,5 +239,6 @@ def _folded(plane: Plane, period: int) -> float:
             others = np.delete(profile, [place, (place + 1) % period, (place - 1) % period])
             # the strongest of the other places, not their mean: a coarse picture has strong ones of its own
             rest = float(np.max(others)) + 1e-4
-            least = min(least, float(profile[place]) / rest)
+            line = float(profile[place])
+            least = min(least, line / rest if line - rest > _STEP else min(line / rest, 1.0))
     return float(least)

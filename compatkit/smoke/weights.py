@@ -109,10 +109,12 @@ class Weights:
         """A tensor's bytes in pieces of `size` (rounded to a multiple of `align`), in order. Errors as `raw`."""
         tensor = self.header.tensors[name]
         step = max(align, size // align * align)
-        if not self.local(name):
-            step = min(step, max(align, REMOTE_PIECE // align * align))
-        for at in range(0, tensor.nbytes, step):
-            yield self._bytes(name, at, min(step, tensor.nbytes - at))
+        near = not tensor.nbytes or self.unplaced(name) or self.local(name)
+        span = step if near else max(step, REMOTE_PIECE // step * step)  # elsewhere, what one request brings
+        for at in range(0, tensor.nbytes, span):
+            raw = self._bytes(name, at, min(span, tensor.nbytes - at))
+            for start in range(0, raw.size, step):
+                yield raw[start : start + step]
 
     def stored(self, name: str) -> NDArray[Any]:
         """A tensor as its file stores it, in its shape: a view on this machine.

@@ -62,6 +62,9 @@ OK = {
     "gradient": np.mgrid[0:SIDE, 0:SIDE][0] / SIDE,
     "bricks": lines(natural(8) * 0.5 + 0.3, 21, 0.1),
     "wide": natural(9)[:96],
+    "enlarged": np.kron(natural(10, 64), np.ones((4, 4, 1))),
+    "blocks as in a JPEG": (natural(11) + 0.01 * np.kron(noise(32, 32, 3), np.ones((8, 8, 1)))).clip(0, 1),
+    "lawn": (0.4 + 0.05 * np.random.default_rng(1).standard_normal((SIDE, SIDE)) + 0.3 * (natural(12)[:, :, 0] - 0.5)),
 }
 BAD = {
     "black": (np.zeros((SIDE, SIDE, 3)), "black"),
