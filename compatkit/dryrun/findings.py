@@ -54,7 +54,7 @@ def subjects(outcomes: Sequence[Outcome], header: Report, models: Mapping[int, M
 
 
 def _told_once(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes; where a whole model stops with the error of a probe, the probe says so and the model keeps silent."""
+    """The outcomes; where a whole model stops with the error of a probe, the probe says so and the model is silent."""
     out: list[Outcome] = []
     for outcome in outcomes:
         said = read(outcome.message)

@@ -122,9 +122,7 @@ class _Meetings(Features):
             return
         channels = int(junction.get("channels") or channels)
         ndim = int(junction.get("ndim") or ndim)
-        if junction["op"] == "linear" and not junction.get("patch") and not junction.get("via"):
-            patch = junctions.patch_of(weight[-1], channels, ndim)
-            junction = {**junction, "patch": patch} if patch else {**junction, "via": ["tokens"]}
+        junction = self._patched(junction, weight, channels, ndim)
         try:
             steps = junctions.steps(junction, model, loader)
         except LookupError:
@@ -138,6 +136,14 @@ class _Meetings(Features):
         probe = Probe("latent", part, part, loader, shape, steps, "its own latent", FORWARD, -1, notes=notes)
         probe.dtype, probe.junction = model.dtype(module), "latent_in"
         self.add(probe)
+
+    @staticmethod
+    def _patched(junction: Mapping[str, Any], weight: tuple[int, ...], channels: int, ndim: int) -> Mapping[str, Any]:
+        """A linear layer takes patches of the latent: those it is as wide as, where the card does not say."""
+        if junction["op"] != "linear" or junction.get("patch") or junction.get("via"):
+            return junction
+        patch = junctions.patch_of(weight[-1], channels, ndim)
+        return {**junction, "patch": patch} if patch else {**junction, "via": ["tokens"]}
 
     def eyes(self) -> None:
         """Features of an image encoder into what takes them; one that fits is enough."""
@@ -201,15 +207,20 @@ class _Meetings(Features):
     ) -> None:
         if self.stopped("adapter", loader, base, part):
             return
+        weight = self.model(part).weight(junctions.chosen(junction["module"], self.model(part)))
+        channels, ndim = base.number("latent_channels"), base.number("latent_ndim")
+        if name == "latent_in" and weight and channels and ndim:
+            junction = self._patched(junction, weight, channels, ndim)
         steps = self.steps("adapter", junction, part, loader)
         if not steps:
             return
         shape, what = self._from_base(base, name, junction)
         onto, tokens = junction.get("onto"), junction.get("tokens")
         if onto:
-            rows = self._rows(base, str(onto))
+            places = [str(o) for o in ([onto] if isinstance(onto, str) else onto)]
+            rows = next((r for place in places if (r := self._rows(base, place))), None)
             if rows is None:
-                self.gap("adapter", f"{base.fields['name']} has no {onto} for {part.fields['name']}", blocks=False)
+                self.gap("adapter", f"{base.fields['name']} has no {places[0]} for {part.fields['name']}", blocks=False)
                 return
             own = steps[-1]["weight"][0]
             flat = bool(tokens) or junction["op"] == "attention"
