@@ -216,6 +216,9 @@ def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, 
         builder.absent(("set",), "no text encoder given")
         return
     missing = [seating.slots[i] for i in seating.missing]
+    # A model may run with any of its encoders, but not with none.
+    any_of = required and not seating.given and bool(seating.slots) and all(s.optional for s in seating.slots)
+    missing = seating.slots if any_of else missing
     usual = routing.usual_type(seating.card, builder.loaders[0].name) if builder.loaders else None
     values = {
         "diffusion": {**fields, "clip_type": usual},
@@ -225,6 +228,7 @@ def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, 
             "missing_kinds": [s.kinds[0] for s in missing],
             "given": [p.fields["name"] for p in seating.given],
             "required": required,
+            "any_of": any_of,
         },
     }
     indexes = (diffusion.index, *(p.index for p in seating.given))

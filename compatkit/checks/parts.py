@@ -95,7 +95,13 @@ class Part:
 def parts(stack: Stack, rules: Rules) -> list[Part]:
     """Every component of a stack, described."""
     bundled = _bundles(stack.components)
-    return [_part(i, c, rules, c.source in bundled) for i, c in enumerate(stack.components)]
+    roles: dict[str, list[tuple[int, str]]] = {}
+    for i, c in enumerate(stack.components):
+        roles.setdefault(c.source, []).append((i, c.role))
+    return [
+        _part(i, c, rules, c.source in bundled, [r for j, r in roles[c.source] if j != i])
+        for i, c in enumerate(stack.components)
+    ]
 
 
 def _bundles(components: Sequence[Component]) -> set[str]:
@@ -104,7 +110,7 @@ def _bundles(components: Sequence[Component]) -> set[str]:
     return {c.source for c in components if count[c.source] > 1 and c.prefix}
 
 
-def _part(index: int, c: Component, rules: Rules, bundled: bool) -> Part:
+def _part(index: int, c: Component, rules: Rules, bundled: bool, beside: Sequence[str] = ()) -> Part:
     known = known_families(c, rules)
     card: Mapping[str, Any] = rules.family(known[0]) if known else {}
     readable = bool(c.family) or not (c.format == "unreadable" or any(p.level == "error" for p in c.problems))
@@ -135,6 +141,7 @@ def _part(index: int, c: Component, rules: Rules, bundled: bool) -> Part:
         "readable": readable,
         "assumed": c.assumed,
         "bundled": bundled,
+        "beside": list(beside),
     }
     return Part(index, c, fields, card)
 

@@ -23,7 +23,7 @@ def needed_roles(every: Sequence[Part]) -> list[str]:
     diffusions = [p for p in every if p.role == "diffusion"]
     out = [] if diffusions or not any(identified(p) for p in every) else ["diffusion"]
     for part in diffusions:
-        if any(not s.optional for s in slots_of(part.card) or ()):
+        if slots_of(part.card):  # also where each is optional: with none of them nothing follows the prompt
             out.append("text_encoder")
         if has_latent(part):
             out.append("vae")

@@ -74,11 +74,13 @@ def test_rules(family: str | None, rules: tuple[Path, ...]) -> None:
 def draft_rules(files: tuple[str, ...], family: str, prefix: str | None) -> None:
     """Draft a family file from the headers of FILES: two sizes of the same model draft far better than one."""
     from compatkit.headers import open_header
+    from compatkit.identify.logical import logical
     from compatkit.knowledge.draft import draft
+    from compatkit.knowledge.store import load
     from compatkit.vocabulary import HeaderError
 
     try:
-        click.echo(draft([open_header(f) for f in files], family, prefix), nl=False)
+        click.echo(draft([logical(open_header(f), load()) for f in files], family, prefix), nl=False)
     except HeaderError as e:
         raise click.UsageError(e.problem.message) from None
     except ValueError as e:

@@ -49,7 +49,7 @@ def identify(
     (every finding that rests on it then says so). `read` gives the bytes of small tensors, where a few of them tell
     more than the header does; without it only the header counts.
     """
-    unpacked = _packings(knowledge).unpack(header, read)
+    unpacked = packings_of(knowledge).unpack(header, read)
     if assume is not None:
         return [_assumed(header, unpacked, knowledge, assume, read)]
     views: dict[str, View] = {}
@@ -76,7 +76,7 @@ def identify(
 _known_packings: WeakKeyDictionary[Knowledge, Packings] = WeakKeyDictionary()
 
 
-def _packings(knowledge: Knowledge) -> Packings:
+def packings_of(knowledge: Knowledge) -> Packings:
     if knowledge not in _known_packings:
         _known_packings[knowledge] = Packings(knowledge.table("packings"))
     return _known_packings[knowledge]

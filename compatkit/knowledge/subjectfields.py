@@ -44,7 +44,8 @@ PART = fields(
     problems=([], "rule ids of what is wrong with its file"),
     readable=(True, "whether its header could be read"),
     assumed=(False, "whether the user said what it is"),
-    bundled=(False, "whether it is part of an all-in-one checkpoint"),
+    bundled=(False, "whether it is one of several models in its file"),
+    beside=([], "roles of the other models in its file"),
 )
 
 #: The loader a subject is judged for.

@@ -371,6 +371,7 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
             missing_kinds=([], "their ids"),
             given=([], "names of the encoder files given"),
             required=(False, "whether the user or a workflow asks for encoders"),
+            any_of=(False, "whether one of the missing ones is enough"),
         ),
     },
     "storage": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compatkit.checks import judge
-from compatkit.vocabulary import Runtime, Stack
+from compatkit.vocabulary import Component, Report, Runtime, Stack
 from tests.checks.fake import FAMILIES, FakeRules, check, component, gguf, rules_of
 
 KLEIN = "flux2_klein_4b"
@@ -236,3 +236,15 @@ def test_an_unidentified_file_beside_a_whole_set_changes_no_class() -> None:
     report = check(*whole, component(None, "lora.safetensors"), clip_type="wan")
     assert report.verdict == "unknown"
     assert rules_of(report, "error") == []
+
+
+def test_a_model_that_runs_with_any_of_its_encoders_needs_one() -> None:
+    slots = [{**slot, "optional": True} for slot in FAMILIES["sd3_medium"]["text_encoders"]]
+    rules = FakeRules({**FAMILIES, "sd3_medium": {**FAMILIES["sd3_medium"], "text_encoders": slots}})
+
+    def report(*parts: Component) -> Report:
+        return judge(Stack((component("sd3_medium"), *parts), required_roles=("text_encoder",)), rules)
+
+    [missing] = [f for f in report().findings if f.rule == "encoder/missing"]
+    assert "at least one" in missing.message
+    assert "encoder/missing" not in rules_of(report(component("clip_l")))

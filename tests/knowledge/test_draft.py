@@ -147,3 +147,23 @@ def test_a_tensor_that_is_a_module_elsewhere_is_no_family() -> None:
 def test_a_prefix_that_nothing_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no tensor starts with 'transformer\.'"):
         draft([header(plain())], "drafted", "transformer.")
+
+
+def test_a_quantised_file_drafts_the_plain_model(tmp_path: Path) -> None:
+    from compatkit.headers import open_header
+    from compatkit.identify.logical import logical
+    from tests.support.files import write_safetensors
+
+    plain = {"stem.weight": ("BF16", (64, 128)), "norm.weight": ("BF16", (64,))}
+    plain |= {f"blocks.{i}.lin.weight": ("BF16", (256, 64)) for i in range(4)}
+    stored: dict[str, Any] = dict(plain)
+    for name in [n for n in plain if "blocks" in n]:
+        stored[name] = ("U8", (256, 32))
+        stored[f"{name}_scale"] = ("F8_E4M3", (256, 4))
+        stored[f"{name}_scale_2"] = ("F32", ())
+    one, two = tmp_path / "plain.safetensors", tmp_path / "packed.safetensors"
+    write_safetensors(one, plain)
+    write_safetensors(two, stored)
+    seen = logical(open_header(two), load())
+    assert {n: t.shape for n, t in seen.tensors.items()} == {n: shape for n, (_, shape) in plain.items()}
+    assert draft([seen], "x") == draft([open_header(one)], "x")
