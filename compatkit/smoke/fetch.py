@@ -31,13 +31,14 @@ class Patch(NamedTuple):
     """A change to `rows` rows from `start` of a stored weight, as an adapter makes it.
 
     `add(values, first)` is given rows `first` … of those that the patch covers, flat rows of the weight in the dtype
-    of the computation, and changes them in place.
+    of the computation (in float32 with `wide`), and changes them in place.
     """
 
     start: int
     rows: int
     add: Callable[[torch.Tensor, int], None]
     origin: str = ""
+    wide: bool = False
 
 
 class Part(NamedTuple):
@@ -90,6 +91,10 @@ class Fetcher:
         parts = self.parts(recipe)
         plain = len(parts) == 1 and f"torch.{parts[0].coding.direct}" == str(dtype)
         return plain and not self._patched(parts[0]) and self.weights.local(parts[0].piece.source)
+
+    def changed(self, recipe: Recipe) -> bool:
+        """Whether any of its rows is changed on the way."""
+        return any(self._patched(part) for part in self.parts(recipe))
 
     def size(self, recipe: Recipe) -> int:
         """Bytes of the file that are needed."""
@@ -151,10 +156,14 @@ class Fetcher:
         return bytes(self.weights.raw(name)) if name in self._tensors else b""
 
     def _fill(self, part: Part, out: torch.Tensor, raw: list[torch.Tensor]) -> None:
-        part.coding.decode(raw, out)
-        for patch, first, last in self._patched(part):
-            rows = out.view(part.rows, -1)[first - part.start : last - part.start]
+        changes = self._patched(part)
+        wide = out.float() if any(patch.wide for patch, _, _ in changes) else out
+        part.coding.decode(raw, wide)
+        for patch, first, last in changes:
+            rows = wide.view(part.rows, -1)[first - part.start : last - part.start]
             patch.add(rows, first - patch.start)
+        if wide is not out:
+            out.copy_(wide)
 
     def _patched(self, part: Part) -> list[tuple[Patch, int, int]]:
         """(patch, first row, row after the last) of every change that touches these rows."""

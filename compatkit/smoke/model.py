@@ -10,6 +10,7 @@ from compatkit.dryrun.build import Built, build
 from compatkit.dryrun.forward import forward
 from compatkit.knowledge.store import Knowledge
 from compatkit.smoke.fetch import Fetcher, Patch
+from compatkit.smoke.ggufvalues import undone
 from compatkit.smoke.record import Recorder
 from compatkit.smoke.stream import FromFile, Result, Streamed, Supply, dtypes_of, order_of
 from compatkit.smoke.weights import Weights
@@ -103,7 +104,7 @@ def open_model(
             where = torch.device("cuda", where.index or 0)  # parts of torch take no device without its number
             _bounded(where, vram)
             _tables_to(built.module, where)
-        fetcher = Fetcher(weights, patches)
+        fetcher = Fetcher(weights, _together(undone(weights.header, knowledge.table("gguf_values")), patches or {}))
         dtypes = dtypes_of(built.module)
         plan = {n: r for n, r in built.plan.items() if all(p.source in weights.header.tensors for p in r.pieces)}
         supply: Supply
@@ -129,6 +130,15 @@ def open_model(
         return [name for name in order if name in plan]
 
     return Model(built, weights, streamed, supply, built.dtype, learn)
+
+
+def _together(*sets: Mapping[str, list[Patch]]) -> dict[str, list[Patch]]:
+    """All changes, in the order given."""
+    out: dict[str, list[Patch]] = {}
+    for some in sets:
+        for name, made in some.items():
+            out.setdefault(name, []).extend(made)
+    return out
 
 
 def _usable(device: torch.device) -> None:

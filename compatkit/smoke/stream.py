@@ -263,7 +263,8 @@ def _feeding(streamed: Streamed, recorder: Recorder | None, taken: list[str]) ->
             name = names[id(weight)]
             recipe = streamed.plan.get(name)
             fetcher = getattr(supply, "fetcher", None)
-            if weight.numel() < _TABLE or fetcher is None or recipe is None or not recipe.plain or fetcher.patches:
+            small = weight.numel() < _TABLE or fetcher is None or recipe is None or not recipe.plain
+            if small or fetcher.changed(recipe):
                 held: dict[str, torch.Tensor] = {}
                 with quiet():
                     table = self.real(weight, held)
