@@ -181,16 +181,14 @@ class Features(Planner):
         self.add(probe)
         probe.components = tuple(dict.fromkeys((diffusion.index, *(p.index for p in parts))))
 
+    @staticmethod
     def _alone(
-        self, by_slot: Mapping[int, tuple[Part, dict[str, Any]]], loader: Loader
+        by_slot: Mapping[int, tuple[Part, dict[str, Any]]], loader: Loader
     ) -> tuple[Part, dict[str, Any]] | None:
         """The only encoder of a set, where the runtime builds a class for one file: it feeds every input."""
-        types = loader.table.get("clip_types") or {}
-        if len(by_slot) != 1 or not types:
+        if len(by_slot) != 1 or not loader.table.get("clip_types"):
             return None
-        given = self.builder.settings.get("clip_type")
-        joint = given in (types.get("several") or ()) and given not in (types.get("single") or ())
-        return None if joint else next(iter(by_slot.values()))
+        return next(iter(by_slot.values()))
 
     def _pooled(
         self,

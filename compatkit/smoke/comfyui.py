@@ -75,7 +75,11 @@ def judged(report: Report, stack: Stack, outcome: Outcome, knowledge: Knowledge,
 
     judge = Judge(knowledge, ("server",))
     cause = _cause(outcome.run, knowledge, report.findings)
-    judge.one(Subject("server", outcome.components, {"server": _fields(outcome, stack, cause), "loader": {"runtime": "comfyui"}}))
+    judge.one(
+        Subject(
+            "server", outcome.components, {"server": _fields(outcome, stack, cause), "loader": {"runtime": "comfyui"}}
+        )
+    )
     skipped: list[NotChecked] = list(judge.not_checked.values())
     if outcome.run.state != "done":  # the one that ended it is all there is to say
         judge.checked = {f.rule: None for f in judge.findings}

@@ -11,14 +11,14 @@ from compatkit.dryrun.wording import pattern, read, telling
 NORM = "Given normalized_shape=[2560], expected input with shape [*2560], but got input of size[1, 18, 2304]"
 PRODUCT = "mat1 and mat2 shapes cannot be multiplied (18x2304 and 2560x3840)"
 CHANNELS = (
-    "Given groups=1, weight of size [4, 4, 1, 1], expected input[1, 16, 128, 128] to have 4 channels, but got 16 channels"
-    " instead"
+    "Given groups=1, weight of size [4, 4, 1, 1], expected input[1, 16, 128, 128] to have 4 channels, but got 16"
+    " channels instead"
 )
 RANK = "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [1, 16, 1, 128, 128]"
 SIZES = "The size of tensor a (16) must match the size of tensor b (128) at non-singleton dimension 1"
 META = (
-    "Attempting to broadcast a dimension of length 128 at -3! Mismatching argument at index 1 had torch.Size([1, 128, 1,"
-    " 1]); but expected shape should be broadcastable to [1, 16, 16, 16]"
+    "Attempting to broadcast a dimension of length 128 at -3! Mismatching argument at index 1 had torch.Size([1, 128,"
+    " 1, 1]); but expected shape should be broadcastable to [1, 16, 16, 16]"
 )
 LOAD = (
     "Error(s) in loading state_dict for T5:\n\tsize mismatch for shared.weight: copying a param with shape"
