@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compatkit.adapters.keys import Key, spellings
-from compatkit.knowledge.protocol import Rules
 from compatkit.sources.naming import base_name
 from compatkit.vocabulary import Component, Tensor
 
@@ -141,37 +139,6 @@ class Measured:
         """The median root mean square of the matrices, None if none was measured."""
         found = [float(r["rms"]) for n, r in self.rows.items() if r.get("rms") and _dims(self._t(n), r) > 1]
         return statistics.median(found) if found else None
-
-    def changes(self, knowledge: Rules, usual: float | None) -> Iterator[dict[str, Any]]:
-        """The fields of `subjects.CHANGE` for each module of an adapter that multiplies two matrices."""
-        spelled = spellings(knowledge.adapters("spellings"))
-        modules: dict[str, list[Key]] = {}
-        for key in spelled.keys(self.component.tensors)[0]:
-            modules.setdefault(key.module, []).append(key)
-        for module, keys in modules.items():
-            parts = {k.sense.part: k.name for k in keys}
-            kinds = {k.sense.algorithm for k in keys} - {""}
-            if len(kinds) != 1 or spelled.algorithms[kinds.pop()].get("math") != "product":
-                continue
-            up, down = parts.get("up", ""), parts.get("down", "")
-            if up not in self.rows or down not in self.rows:
-                continue
-            rank = self._t(down).shape[0] if self._t(down).shape else 0
-            alpha = self.rows.get(parts.get("alpha", ""), {}).get("value")
-            factor = float(alpha) / rank if alpha is not None and rank else 1.0
-            rms = [float(self.rows[n].get("rms", 0.0)) for n in (up, down)]
-            change = abs(factor) * math.sqrt(max(rank, 1)) * rms[0] * rms[1]
-            if not math.isfinite(change):
-                continue
-            yield {
-                "name": module,
-                "rank": rank,
-                "alpha": alpha,
-                "factor": factor,
-                "change": change,
-                "change_words": number(change),
-                "usual": usual or 0.02,
-            }
 
 
 def where(index: int, tensor: Tensor, kind: str) -> str:

@@ -11,6 +11,7 @@ from compatkit.checks.parts import Part
 from compatkit.checks.subject import Subject
 from compatkit.knowledge.cel import CelError
 from compatkit.knowledge.protocol import Rules
+from compatkit.smoke.changes import changes
 from compatkit.smoke.facts import Measured
 from compatkit.vocabulary import LEVELS, Finding, Level, NotChecked
 
@@ -124,7 +125,8 @@ def judge_scan(
             ("nan", "inf", "hole", "beyond", "dims", "scaled_max", "max_abs"),
         )
         if parts[i].role == "lora":
-            changes = [Subject("change", (i,), {"component": fields, "module": c}) for c in found.changes(rules, usual)]
-            judge.many(changes, "module", ("change",))
+            rows = changes(found.component.tensors, found.rows, rules, usual)
+            made = [Subject("change", (i,), {"component": fields, "module": row}) for row in rows]
+            judge.many(made, "module", ("change",))
     judge.findings.sort(key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     return judge

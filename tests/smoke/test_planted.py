@@ -580,3 +580,34 @@ def test_any_bytes_of_any_block_type_can_be_looked_at(scan: Any, tmp_path: Path,
     report = scan(path)
     unread = [n.why for n in report.not_checked if "not read" in n.why]
     assert bool(unread) == (type_name not in LAYOUTS)
+
+
+def lycoris(kind: str, size: float, alpha: float = 8.0) -> dict[str, Any]:
+    """One module each of LoHa, LoKr (in factors and whole) and a full difference."""
+    draw = np.random.default_rng(9)
+
+    def matrix(*shape: int) -> Any:
+        return (draw.standard_normal(shape) * size).astype(np.float32)
+
+    parts = {
+        "loha": {f"hada_w{i}_{s}": matrix(*((320, 8) if s == "a" else (8, 320))) for i in (1, 2) for s in "ab"},
+        "lokr": {"lokr_w1": matrix(16, 16), "lokr_w2_a": matrix(20, 8), "lokr_w2_b": matrix(8, 20)},
+        "lokr_whole": {"lokr_w1": matrix(16, 16), "lokr_w2": matrix(20, 20)},
+        "full": {"diff": matrix(320, 320)},
+    }  # fmt: skip
+    out = {f"{MODULE}.{part}": value for part, value in parts[kind].items()}
+    return out | ({} if kind == "full" else {f"{MODULE}.alpha": np.array(alpha, np.float32)})
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_whole", "full"])
+def test_other_adapters_that_went_astray(scan: Any, tmp_path: Path, kind: str) -> None:
+    small = {"loha": 0.1, "lokr": 0.05, "lokr_whole": 0.05, "full": 0.001}[kind]
+    assert smoke(scan(write_model(tmp_path / "l.safetensors", lycoris(kind, small), "F32"))) == []
+    path = write_model(tmp_path / "big.safetensors", lycoris(kind, 3.0), "F32")
+    found(scan(path), "smoke/strength", MODULE, "warning")
+
+
+def test_an_alpha_that_does_not_count_is_not_held_against_it(scan: Any, tmp_path: Path) -> None:
+    """A LoKr of two whole factors has no rank; trainers write any alpha."""
+    path = write_model(tmp_path / "l.safetensors", lycoris("lokr_whole", 0.05, alpha=1e4), "F32")
+    assert smoke(scan(path)) == []

@@ -16,10 +16,14 @@ import jsonschema
 import numpy as np
 import pytest
 
+from compatkit.headers import read_one
 from compatkit.render.schema import schema
 from compatkit.smoke import supervise
 from compatkit.smoke.weights import Weights
+from compatkit.sources.local import LocalSource
 from tests.smoke.models import lora, patch, stored, weights, write, write_gguf, write_model
+from tests.support.files import Typed
+from tests.support.files import write_gguf as gguf_file
 from tests.support.servers import range_server
 from tests.support.torchfiles import Fake, write_torch
 
@@ -277,3 +281,41 @@ def test_views_copy_nothing_and_end_with_their_holder(tmp_path: Path) -> None:
         np.testing.assert_array_equal(view, weights()[W2])
         opened.release(W2)
         np.testing.assert_array_equal(view, weights()[W2])
+
+
+def test_a_split_gguf_is_one_model(scan: Any, tmp_path: Path) -> None:
+    values = {n: v for n, v in weights().items() if v.ndim == 2}
+    names = list(values)
+    for number, part in enumerate((names[:8], names[8:])):
+        split = {
+            "general.architecture": "llama",
+            "split.no": Typed("uint16", number),
+            "split.count": Typed("uint16", 2),
+            "split.tensors.count": Typed("int32", len(names)),
+        }
+        path = tmp_path / f"m-0000{number + 1}-of-00002.gguf"
+        gguf_file(path, {n: ("F16", values[n].shape) for n in part}, split)
+        at = read_one(LocalSource(path)).tensors
+        with path.open("r+b") as f:
+            for name in part:
+                f.seek(at[name].offset)
+                f.write(values[name].astype("<f2").tobytes())
+            if W2 in part:
+                f.seek(at[W2].offset + 2 * 300)
+                f.write(b"\x00\xfc")
+    report = scan(tmp_path / "m-00001-of-00002.gguf")
+    (finding,) = (f for f in report.findings if f.rule.startswith("smoke/"))
+    assert (finding.rule, finding.evidence["tensor"]) == ("smoke/inf", W2)
+    assert finding.evidence["file"] == "m-00002-of-00002.gguf"
+    assert report.smoke["scan"]["files"][0]["tensors"] == len(names)
+
+
+def test_a_checkpoint_of_old_torch_is_read(scan: Any, tmp_path: Path) -> None:
+    values = weights(layers=1)
+    data = {n: Fake("F32", v.shape, data=v.astype("<f4").tobytes()) for n, v in values.items()}
+    path = write_torch(tmp_path / "m.ckpt", {"state_dict": data}, legacy=True)
+    assert not [f for f in scan(path).findings if f.rule.startswith("smoke/")]
+    name = "layers.0.attention.out.weight"
+    patch(path, name, np.array([np.nan], "<f4").tobytes(), 4 * 129)
+    (finding,) = (f for f in scan(path).findings if f.rule.startswith("smoke/"))
+    assert (finding.rule, finding.evidence["at"]) == ("smoke/nan", "[1, 1]")
