@@ -90,15 +90,18 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
     second = [r.build + r.forward for r in rows[1:]] or [0.0]
     yield f"{len(good)} of {len(rows)} families run in full, {len({r.name for r in good})} classes; the largest is "
     largest = max(good, key=lambda r: r.parameters)
-    yield f"{largest.family} with {largest.parameters / 1e9:.1f} B parameters. Highest peak {max(r.peak for r in rows)} MB; "
+    yield f"{largest.family} with {largest.parameters / 1e9:.1f} B parameters. "
+    yield f"Highest peak {max(r.peak for r in rows)} MB; "
     yield f"of those after the first, the slowest took {max(second):.1f} CPU seconds to build and run, "
     yield f"the median {sorted(second)[len(second) // 2]:.1f}.\n"
     for role in dict.fromkeys(r.role for r in rows):
         yield f"\n### {role.replace('_', ' ')}\n\n"
-        yield "| family | class | parameters | build, s | forward, s | peak, MB | result |\n|---|---|---:|---:|---:|---:|---|\n"
+        yield "| family | class | parameters | build, s | forward, s | peak, MB | result |\n"
+        yield "|---|---|---:|---:|---:|---:|---|\n"
         for r in (r for r in rows if r.role == role):
             mark = r.result if r.ok else f"**fails**: {r.result}"
-            yield f"| {r.family} | {r.name} | {r.parameters / 1e9:.2f} B | {r.build:.2f} | {r.forward:.2f} | {r.peak} | {mark} |\n"
+            size = f"{r.parameters / 1e9:.2f} B"
+            yield f"| {r.family} | {r.name} | {size} | {r.build:.2f} | {r.forward:.2f} | {r.peak} | {mark} |\n"
 
 
 def main() -> None:
@@ -115,10 +118,8 @@ def main() -> None:
     for family in families:
         row = run(family, knowledge)
         rows.append(row)
-        print(
-            f"{row.family:28} {row.name:40} {row.build + row.forward:6.2f} s {row.peak:5} MB {row.ok} {row.result}",
-            flush=True,
-        )
+        cost = f"{row.build + row.forward:6.2f} s {row.peak:5} MB"
+        print(f"{row.family:28} {row.name:40} {cost} {row.ok} {row.result}", flush=True)
     text = "".join(table(rows))
     if "--write" in sys.argv[1:]:
         page = PAGE.read_text(encoding="utf-8")

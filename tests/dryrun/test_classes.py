@@ -22,7 +22,8 @@ CLASS = """\
 class: PlainModel
 library: diffusers
 layout: native
-config: {width: hidden, depth: layers, skips: {range: [layers]}, wide: hidden > 32, gate: {choose: [hidden > 99, no_such, ffn]}}
+config:
+  {width: hidden, depth: layers, skips: {range: [layers]}, wide: hidden > 32, gate: {choose: [hidden > 99, no_such, ffn]}}
 constants: {eps: 0.5, nested: {a: 1}}
 families:
   plain: {when: layers > 1, constants: {nested: {b: 2}}}
