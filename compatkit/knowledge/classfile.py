@@ -24,7 +24,8 @@ from typing import Any
 from compatkit.knowledge.expr import ExprError, parse
 from compatkit.knowledge.yamlfile import RuleFile
 
-LIBRARIES = ("diffusers", "transformers")
+#: Libraries whose classes are named; `compatkit` has one where none of them does.
+LIBRARIES = ("diffusers", "transformers", "compatkit")
 #: What an input's sizes may name beside symbols and facts; `sizes` gives the smallest that are valid.
 SIZES = ("latent_side", "prompt_tokens", "latent_frames")
 DTYPES = ("compute", "float32", "float64", "int64", "bool")

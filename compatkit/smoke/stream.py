@@ -263,8 +263,8 @@ def _feeding(streamed: Streamed, recorder: Recorder | None, taken: list[str]) ->
             name = names[id(weight)]
             recipe = streamed.plan.get(name)
             fetcher = getattr(supply, "fetcher", None)
-            small = weight.numel() < _TABLE or fetcher is None or recipe is None or not recipe.plain
-            if small or fetcher.changed(recipe):
+            whole = weight.numel() < _TABLE or recipe is None or not recipe.plain
+            if whole or fetcher is None or fetcher.changed(recipe):
                 held: dict[str, torch.Tensor] = {}
                 with quiet():
                     table = self.real(weight, held)

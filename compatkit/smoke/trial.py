@@ -175,10 +175,12 @@ class Trial:
         with self._opened(member) as model:
             if model is None:
                 return
-            if "decode" in model.built.spec.calls or model.built.usual_call == "decode":
+            halves = {h: member.component.facts.get(h) is not False for h in ("encoder", "decoder")}
+            calls = model.built.spec.calls
+            if "decode" in calls and halves["decoder"]:
                 decode(self, member, model, gave)
-            if "encode" in model.built.spec.calls:
-                round_trip(self, member, model, gave)
+            if "encode" in calls and halves["encoder"]:
+                round_trip(self, member, model, gave, back=halves["decoder"])
 
     @contextmanager
     def _opened(self, member: Member, loras: bool = False) -> Iterator[Model | None]:
