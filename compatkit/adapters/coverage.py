@@ -12,6 +12,7 @@ from compatkit.adapters.blocks import blocks
 from compatkit.adapters.fit import FITS, NEEDED, Shape, matrix
 from compatkit.adapters.keys import Key, Spellings
 from compatkit.adapters.names import Target, held_names, key_map
+from compatkit.adapters.routes import Stop, routed, stop
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import Tensor
 
@@ -33,8 +34,11 @@ class Mismatch(NamedTuple):
 
 @dataclass(slots=True)
 class Coverage:
-    """The answer for one adapter, base and runtime. `reasons` counts unmatched keys by why; `fitting` is the first
-    module that applies."""
+    """The answer for one adapter, base and runtime.
+
+    `reasons` counts unmatched keys by why, `lost` lists them; `refused` is the error with which the loader stops;
+    `fitting` is the first module that applies.
+    """
 
     keys: int
     matched: int = 0
@@ -49,6 +53,8 @@ class Coverage:
     twice: list[str] = field(default_factory=list)
     applied: int = 0
     crash: str = ""
+    refused: str = ""
+    lost: dict[str, list[str]] = field(default_factory=dict)
     conversion: str = ""
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
@@ -115,6 +121,7 @@ def coverage(
     """
     file = rewritten(tensors, table)
     keys, junk = spelled.keys(file.shapes)
+    table = routed(table, base, file.shapes)
     held = held_names(base, table)
     weights: dict[str, tuple[int | None, ...]] = {held[own]: shape for own, shape in base.shapes.items()}
     weights.update(encoder_shapes or {})
@@ -137,12 +144,43 @@ def coverage(
         out.modules_matched += len(patches) > before or target in patches
     for name in junk:
         _because(out, "junk", name)
+    if _stopped(out, table, names, modules, reader.readable()):
+        return out
     for target, (module, algorithm, parts) in patches.items():
         _apply(out, spelled, table, weights, target, module, algorithm, parts)
     touched = {t.weight for t in patches}
     drawn = {n: s for n, s in weights.items() if n in touched or n not in (encoder_shapes or {})}
     out.blocks = blocks(drawn, touched, (m.weight for m in out.mismatches))
     return out
+
+
+def _stopped(
+    out: Coverage,
+    table: Mapping[str, Any],
+    names: Mapping[str, Target],
+    modules: Mapping[str, Mapping[str, Key]],
+    readable: set[str],
+) -> bool:
+    """Whether the loader refuses the file; then nothing of it is read."""
+    if not table.get("stops") and not table.get("needs"):
+        return False
+    away, endings = out.lost.get("module", []), out.lost.get("ending", []) + out.lost.get("junk", [])
+    strange = {k.name for own in modules.values() for k in own.values() if k.ending not in readable}
+    endings = endings + [k for k in away if k in strange]
+    found = stop(table, [k.name for own in modules.values() for k in own.values()], away, endings)
+    for part in table.get("needs") or ():
+        if found is None:
+            alone = next(
+                (m for m, own in modules.items() if m in names and all(k.sense.part != part for k in own.values())),
+                None,
+            )
+            found = Stop(f"KeyError: '{alone}.{part}'", alone) if alone else None
+    if found is None:
+        return False
+    out.refused = found.error
+    out.matched = out.modules_matched = 0
+    out.twice = []
+    return True
 
 
 class _Reader:
@@ -154,6 +192,7 @@ class _Reader:
         self.beside = set(table.get("beside") or ())
         self.companions = set(table.get("companions") or ())
         self.ignored = dict(table.get("ignored") or {})
+        self.drops = tuple(table.get("drops") or ())
         self.algorithms: list[tuple[str, Sequence[Mapping[str, str]]]] = []
         for name, algorithm in spelled.algorithms.items():
             if name in reads:
@@ -162,6 +201,18 @@ class _Reader:
                 own = [s for s in algorithm["spellings"] if wanted == "all" or s.get(first) in wanted]
                 order = {e: i for i, e in enumerate(wanted)} if wanted != "all" else {}
                 self.algorithms.append((name, sorted(own, key=lambda s: order.get(s.get(first, ""), 0))))
+
+    def readable(self) -> set[str]:
+        """Every ending that it reads or leaves out, whatever the module."""
+        out = {e for _, spellings in self.algorithms for s in spellings for p, e in s.items() if p != "keep"}
+        out.update(self.drops)
+        for part, companion in (self.spelled.table.get("companions") or {}).items():
+            if part in self.companions or part in self.ignored:
+                out.update(companion["endings"])
+        for algorithm, _ in self.algorithms:
+            beside = self.spelled.algorithms[algorithm].get("beside") or {}
+            out.update(e for p, e in beside.items() if p in self.beside)
+        return out
 
     def take(
         self,
@@ -172,6 +223,10 @@ class _Reader:
     ) -> None:
         """Count the keys of a module that are read, and note the change they make."""
         shapes, taken = self.file.shapes, set[str]()
+        if self.drops:
+            for ending in [e for e in own if e in self.drops]:
+                _because(self.out, "dropped", own[ending].name)
+            own = {e: k for e, k in own.items() if e not in self.drops}
         shared: dict[str, Shape | None] = {}
         for key in own.values():
             if not key.sense.algorithm and key.sense.part in self.companions:
@@ -238,6 +293,7 @@ def _stem(weight: str) -> str:
 
 def _because(out: Coverage, reason: str, name: str) -> None:
     out.reasons[reason] += 1
+    out.lost.setdefault(reason, []).append(name)
     examples = out.examples.setdefault(reason, [])
     if len(examples) < _SHOWN:
         examples.append(name)

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from compatkit.adapters.base import Base, Rows, renamed
+from compatkit.adapters.base import Base, Rows, own_layout, renamed
 from compatkit.knowledge.expr import evaluate, parse
 from compatkit.knowledge.patterns import Pattern, expand_alternatives, names, parse_pattern
 from compatkit.knowledge.protocol import Rules
@@ -60,7 +60,7 @@ def forms(base: Base, table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     out = list(table.get("forms") or ())
     for entry in table.get("classes") or ():
         if cls in entry.get("classes", ()) or base.family in entry.get("families", ()):
-            out += entry["forms"]
+            out += entry.get("forms") or ()
     return out
 
 
@@ -126,7 +126,9 @@ def _pairs(
     for symbol, expression in (form.get("with") or {}).items():
         symbols[symbol] = evaluate(parse(expression), base.symbols)
     if layout not in document["layouts"]:
-        return
+        if form.get("or") != "native":
+            return
+        layout = own_layout(document)  # the program has the model's own names
     for pattern, target in (form.get("more") or {}).items():  # what the layout has too counts as the layout has it
         for name, own in _runs(pattern, target, symbols):
             yield f"{name}{_WEIGHT}", Target(f"{own}{_WEIGHT}")

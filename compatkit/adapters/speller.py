@@ -72,7 +72,9 @@ class Speller:
         layouts = self.document["layouts"]
         if names in layouts:
             return names
-        if names == "native" or self.base.runtime_class("diffusers"):
+        cls = self.base.runtime_class(names) or ""
+        others = next((w.get("never_own") or () for w in self.spelled.table["writes"] if w["names"] == names), ())
+        if names == "native" or (cls and not any(fnmatch.fnmatchcase(cls, pattern) for pattern in others)):
             return self.own  # both programs use the same names
         title = self.base.card.get("title") or self.base.family
         raise Unspellable(f"{names} names are not known for {title}")

@@ -12,6 +12,7 @@ from compatkit.adapters.base import Base, of_component, of_family
 from compatkit.adapters.coverage import Coverage, Mismatch, coverage
 from compatkit.adapters.encoders import encoder_names
 from compatkit.adapters.keys import Spellings, spellings
+from compatkit.adapters.routes import knows
 from compatkit.adapters.speller import Speller
 from compatkit.checks.loaders import Loader, at_least
 from compatkit.checks.parts import Part, of_role, title_of
@@ -61,6 +62,10 @@ def _lora(
         if base.runtime_class(loader.name) is None:
             name, title = lora.fields["name"], part.fields["title"]
             why = f"{loader.label} has no {title}: what it would load of {name} is not known"
+            builder.stuck("adapter", why, blocks=True)
+            continue
+        if not knows(table, base):
+            why = f"which names of LoRAs for {part.fields['title']} {loader.label} reads is not known"
             builder.stuck("adapter", why, blocks=True)
             continue
         found = _covered(builder, lora, base, spelled, loader, table)
@@ -266,6 +271,8 @@ def _fit_fields(
         "twice": len(found.twice),
         "incomplete": found.crash,
         "later": later,
+        "refused": found.refused,
+        "loads_as": base.runtime_class(loader.name) or "",
         "convert": _command(builder, lora, part, base, found, spelled, table),
         "conversion": found.conversion,
     }
@@ -276,7 +283,7 @@ def _command(
 ) -> str:
     """The `compatkit convert` that writes it as this runtime reads it; "" where nothing is lost by its names, or they
     are those of another model."""
-    if not table.get("writes") or not (found.reasons["module"] or found.ignored):
+    if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused):
         return ""
     speller = Speller(base, builder.rules, spelled)
     modules = {k.module for k in spelled.keys(lora.component.tensors)[0] if k.sense.algorithm}

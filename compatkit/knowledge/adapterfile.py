@@ -46,14 +46,22 @@ _RUNTIME: dict[str, type] = {
     "refuses": list,
     "writes": str,
     "applies": str,
+    "routed": list,
+    "routes": list,
+    "stops": list,
+    "drops": list,
+    "needs": list,
     "notes": list,
     "sources": list,
 }
 MATHS = ("product", "hadamard", "kronecker", "glora", "blocks", "full", "set", "other")
 _FORM = (
     "prefixes", "names", "joined", "whole", "replace", "cut", "also", "more", "of", "with", "without", "only", "rename",
-    "rows", "below", "skip", "since", "note",
+    "rows", "below", "skip", "since", "note", "or",
 )  # fmt: skip
+_ROUTE = ("when", "families", "forms", "reads", "beside", "companions", "ignored", "stops", "drops", "needs", "note")
+_WHEN = ("any", "starts", "begin", "none", "either")
+_STOPS = ("modules", "endings", "any", "without", "nowhere", "names")
 
 
 def parse(file: RuleFile) -> dict[str, Any]:
@@ -88,7 +96,27 @@ def parse(file: RuleFile) -> dict[str, Any]:
             raise file.error(("classes", i), "an entry names the classes (or families) of bases that it holds for")
         for j, form in enumerate(entry.get("forms") or ()):
             _form(file, ("classes", i, "forms", j), form)
+        for j, route in enumerate(entry.get("routes") or ()):
+            _route(file, ("classes", i, "routes", j), route)
     return {str(data["id"]): dict(data)}
+
+
+def _route(file: RuleFile, where: tuple[Any, ...], route: Any) -> None:
+    from compatkit.knowledge.family import nearest
+
+    if not isinstance(route, Mapping):
+        raise file.error(where, f"a mapping with the keys {', '.join(_ROUTE)}")
+    for key in route:
+        if key not in _ROUTE:
+            raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), _ROUTE)}")
+    for key in route.get("when") or ():
+        if key not in _WHEN:
+            raise file.error((*where, "when", key), f"unknown condition {key!r}{nearest(str(key), _WHEN)}")
+    for i, entry in enumerate(route.get("stops") or ()):
+        if entry.get("at") not in _STOPS or "error" not in entry:
+            raise file.error((*where, "stops", i), f"at: one of {', '.join(_STOPS)}; and the error")
+    for i, form in enumerate(route.get("forms") or ()):
+        _form(file, (*where, "forms", i), form)
 
 
 def _form(file: RuleFile, where: tuple[Any, ...], form: Any) -> None:

@@ -185,6 +185,8 @@ FIT = _fields(
     incomplete=("", "a tensor without which the runtime stops"),
     later=(None, "the first version that reads more of it"),
     conversion=("", "the conversion that the runtime makes of the file"),
+    refused=("", "the error with which the runtime refuses the whole file"),
+    loads_as=("", "the runtime's class of the base"),
     convert=("", "the `compatkit convert` that writes it as the runtime reads it, where only names stand in the way"),
 )
 
