@@ -63,6 +63,8 @@ def scan(
             nothing.
     """
     texts = _texts(report.components, sources)
+    if not texts:
+        return merged(report, (), (), [NotChecked(_SCAN, "there is no file whose weights could be looked at")])
     far = [t for t in texts.values() if is_remote(t)]
     if far and not only:
         total = sum(c.size for c in {c.source: c for c in report.components}.values() if is_remote(c.source))

@@ -24,6 +24,7 @@ from compatkit.sources.local import LocalSource
 from tests.smoke.models import lora, patch, stored, weights, write, write_gguf, write_model
 from tests.support.files import Typed
 from tests.support.files import write_gguf as gguf_file
+from tests.support.files import write_safetensors as sparse_safetensors
 from tests.support.servers import range_server
 from tests.support.torchfiles import Fake, write_torch
 
@@ -319,3 +320,52 @@ def test_a_checkpoint_of_old_torch_is_read(scan: Any, tmp_path: Path) -> None:
     patch(path, name, np.array([np.nan], "<f4").tobytes(), 4 * 129)
     (finding,) = (f for f in scan(path).findings if f.rule.startswith("smoke/"))
     assert (finding.rule, finding.evidence["at"]) == ("smoke/nan", "[1, 1]")
+
+
+def test_ctrl_c(tmp_path: Path, no_worker_is_left: None) -> None:
+    path = tmp_path / "m.safetensors"
+    sparse_safetensors(path, {f"layers.{i}.weight": ("BF16", (10240, 10240)) for i in range(60)})  # 12 GB, no disk
+    before = children()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compatkit", "smoke", "--scan", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not children() - before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Interrupted." in err
+    assert "Traceback" not in err
+    assert not out
+
+
+def test_a_terminal_gets_a_bar_and_its_cursor_back(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="there are no terminals of this kind here")
+    write_model(tmp_path / "m.safetensors", lora(), "F16")
+    ours, theirs = pty.openpty()
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "compatkit", "smoke", "--scan", "m.safetensors"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=120,
+            check=False,
+        )
+        os.set_blocking(ours, False)
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert ran.returncode == 0
+    assert "m.safetensors" in shown
+    assert "100%" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")  # shown again after it was hidden
+    assert b"\x1b" not in ran.stdout
