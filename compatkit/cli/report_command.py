@@ -119,13 +119,15 @@ def command(
     named = [c.source for c in report.components] + [s.partition("=")[2] or s for s in sources]
     tested = None
     if smoke is not None:
-        from compatkit.render.smokedir import joined, read
+        from compatkit.render.smokedir import joined, read, redacted
 
         tested = read(smoke, [basename(c.source) for c in report.components])
         report = joined(report, tested)
     redactor = Redactor(
         [*named, *map(str, rules), *([log] if log else []), *([str(smoke)] if smoke else [])], full_paths
     )
+    if tested is not None:
+        tested = redacted(tested, redactor.text)
     causes = None
     run_facts: dict[str, str] = {}
     if log is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
 
 #: Long lists of tensor names are cut here; the counts beside them are exact.
 LISTED = 40
+#: Longer texts are cut: a name in a file may have megabytes.
+LONGEST = 10_000
+#: Characters that show nothing or turn text around (format characters, surrogates, line and paragraph separators).
+_TURNING = re.compile(
+    "[\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 def component_document(component: Component) -> dict[str, Any]:
@@ -155,7 +163,21 @@ def plain(value: Any) -> Any:
 
 
 def as_json(document: Any) -> str:
-    """JSON text; undecodable names are escaped rather than refused."""
+    """JSON text. What is undecodable or turns text around is escaped, and texts of megabytes are cut."""
     import json
 
-    return json.dumps(document, indent=1, ensure_ascii=False)
+    return _TURNING.sub(_escaped, json.dumps(_bounded(document), indent=1, ensure_ascii=False))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A character as JSON escapes it; a reader of the JSON gets the character itself."""
+    raw = match[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{raw[i : i + 4]}" for i in range(0, len(raw), 4))
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST else f"{value[:LONGEST]}… ({len(value)} characters)"
+    if isinstance(value, Mapping):
+        return {_bounded(k): _bounded(v) for k, v in value.items()}
+    return [_bounded(v) for v in value] if isinstance(value, (list, tuple)) else value
