@@ -3,7 +3,9 @@
     python -m benchmarks.remote [--latency SECONDS]
 
 A range server and one like the Hub run in this process; the files are sparse, their headers as long as the real ones.
-Every row is a process of its own: `compatkit inspect` or `check`. The factor is bytes sent by header bytes.
+Every row is a process of its own: `compatkit inspect` or `check`. The factor is bytes sent by header bytes. At the end
+a repository is read from a server that takes its time (0.25 s for every request unless --latency says otherwise): the
+wall time, less what the same command takes without a network, against latency x (requests / connections).
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ ENCODER = {
     "qwen3.attention.key_length": 128,
 }
 TOKENS = 151_936
+#: Connections that are open to one server at most, and how slow the slow one is.
+CONNECTIONS = 16
+SLOW = 0.25
 
 
 def files(folder: Path) -> None:
@@ -48,11 +53,22 @@ def files(folder: Path) -> None:
     write_gguf(folder / "encoder.gguf", shapes("qwen3_4b", "gguf"), "Q4_K", ENCODER, TOKENS)
     write_safetensors(folder / "encoder.safetensors", shapes("qwen3_4b"))
     write_safetensors(folder / "vae.safetensors", shapes("flux1_vae"))
+    write_safetensors(folder / "lora.safetensors", adapter(dit))
     checkpoint = {f"model.diffusion_model.{n}": s for n, s in shapes("sdxl").items()}
     checkpoint |= {f"first_stage_model.{n}": s for n, s in shapes("sd15_vae").items()}
     checkpoint |= {f"conditioner.embedders.1.model.{n}": s for n, s in shapes("clip_g", "open_clip").items()}
     checkpoint |= {f"conditioner.embedders.0.transformer.{n}": s for n, s in shapes("clip_l").items()}
     write_safetensors(folder / "checkpoint.safetensors", checkpoint, "F16")
+
+
+def adapter(base: Mapping[str, tuple[int, ...]], rank: int = 32) -> dict[str, tuple[int, ...]]:
+    """A LoRA on every matrix of the base's main blocks, as trainers write it."""
+    out: dict[str, tuple[int, ...]] = {}
+    for name, shape in base.items():
+        if name.startswith("layers.") and len(shape) == 2:
+            module = f"diffusion_model.{name.removesuffix('.weight')}"
+            out |= {f"{module}.lora_A.weight": (rank, shape[1]), f"{module}.lora_B.weight": (shape[0], rank)}
+    return out
 
 
 def repository(root: Path) -> None:
@@ -121,15 +137,31 @@ def main() -> None:
                 document, seconds = run(env, "inspect", server.url(file), *options)
                 row(" ".join((file, *options)), server, document, seconds, most)
             env = {**base, "COMPATKIT_CACHE": str(folder / "cache")}
-            urls = [server.url(n) for n in ("dit.safetensors", "encoder.safetensors", "vae.safetensors")]
+            names = ("dit.safetensors", "encoder.safetensors", "vae.safetensors", "lora.safetensors")
+            urls = [server.url(n) for n in names]
             for which, most in (("first", "500,000 bytes"), ("second", "0 bytes but revalidation")):
                 document, seconds = run(env, "check", *urls)
-                row(f"DiT + encoder + VAE, {which} run", server, document, seconds, most)
+                row(f"DiT, encoder, VAE, LoRA: {which} run", server, document, seconds, most)
         with hub_server({"org/repo": Repo(folder / "repo")}, latency=latency) as hub:
             env = {**base, "COMPATKIT_CACHE": str(folder / "cache2"), "HF_ENDPOINT": hub.endpoint}
             for which, most in (("first", "64 requests"), ("second", "0 bytes but revalidation")):
                 document, seconds = run(env, "check", "hf://org/repo", "--runtime", "diffusers")
                 row(f"60-shard repository, {which} run", hub, document, seconds, most)
+        slow(folder, latency or SLOW)
+
+
+def slow(folder: Path, latency: float) -> None:
+    """Prints how long a repository of 60 shards takes behind a slow server."""
+    base = {**os.environ, "PYTHONPATH": str(ROOT), "COMPATKIT_CACHE": "off"}
+    _, alone = run(base, "check", str(folder / "repo"), "--runtime", "diffusers")
+    with hub_server({"org/repo": Repo(folder / "repo")}, latency=latency) as hub:
+        env = {**base, "HF_ENDPOINT": hub.endpoint}
+        _, seconds = run(env, "check", "hf://org/repo", "--runtime", "diffusers")
+        ideal = latency * len(hub.log) / CONNECTIONS
+        factor = (seconds - alone) / ideal
+        counts = f"{len(hub.log)} requests, {hub.at_once} at once, {latency:g} s each"
+        print(f"60 shards, slow server: {counts}: {seconds:.2f} s, of which {alone:.2f} s are the command itself")
+        print(f"  {factor:.1f} x latency x (requests / {CONNECTIONS} connections)   at most 3.0")
 
 
 if __name__ == "__main__":
