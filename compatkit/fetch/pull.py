@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compatkit.fetch.places import Placed
-from compatkit.fetch.transfer import fetch, part_of, present
+from compatkit.fetch.transfer import fetch, had, present
 from compatkit.sources.naming import shown
 from compatkit.sources.open import Network
 from compatkit.vocabulary import SourceError
@@ -124,8 +124,7 @@ def _room(todo: Sequence[Placed]) -> None:
         folder = os.path.dirname(os.path.abspath(p.path))
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder)
-        part = part_of(p)
-        missing = p.file.size - (os.stat(part).st_size if os.path.exists(part) else 0)
+        missing = p.file.size - had(p)
         device = os.stat(folder).st_dev
         needs[device] = (folder, needs.get(device, ("", 0))[1] + max(0, missing))
     for folder, missing in needs.values():

@@ -8,8 +8,9 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from compatkit.fetch import hubfile
 from compatkit.fetch.places import Placed
 from compatkit.headers import read_one
 from compatkit.sources.local import LocalSource
@@ -17,6 +18,9 @@ from compatkit.sources.naming import shown
 from compatkit.sources.open import Network, is_remote, shown_name
 from compatkit.sources.trouble import trouble
 from compatkit.vocabulary import HeaderError, SourceError
+
+if TYPE_CHECKING:
+    from compatkit.sources.address import Address
 
 #: One request. A kill loses at most so much of each file.
 PIECE = 16 << 20
@@ -76,7 +80,10 @@ def fetch(placed: Placed, network: Network, progress: Progress, stopped: Callabl
     part = part_of(placed)
     for again in (True, False):
         try:
-            _grow(placed, part, network, progress, stopped)
+            if address := _of_hub(placed):
+                hubfile.grow(address, part, placed.file.size, progress, stopped)
+            else:
+                _grow(placed, part, network, progress, stopped)
             _verified(placed, part)
             break
         except Wrong as e:
@@ -87,6 +94,22 @@ def fetch(placed: Placed, network: Network, progress: Progress, stopped: Callabl
                 raise SourceError(f"{shown(shown_name(placed.file.source))}: {e}; nothing was put in place") from None
     os.replace(part, placed.path)
     _sync_folder(os.path.dirname(placed.path) or ".")
+
+
+def had(placed: Placed) -> int:
+    """Bytes of a file that an earlier run left to go on from."""
+    part = part_of(placed)
+    return os.stat(part).st_size if os.path.exists(part) else 0
+
+
+def _of_hub(placed: Placed) -> Address | None:
+    """Where on the Hub a file is; None if it is elsewhere."""
+    if not is_remote(placed.file.source):
+        return None
+    from compatkit.sources.address import parse
+
+    address = parse(placed.file.source)
+    return address if address.kind == "hub" else None
 
 
 def _grow(placed: Placed, part: str, network: Network, progress: Progress, stopped: Callable[[], bool]) -> None:
@@ -175,12 +198,6 @@ def _reader(placed: Placed, network: Network) -> tuple[Reader, Callable[[], None
         network.allow(address.name)
         fs, path = filesystem(address.url)
         return lambda at, n: asked(network, address.name, lambda: fs.cat_file(path, start=at, end=at + n)), _nothing
-    if address.kind == "hub":
-        from compatkit.sources.hub import explained, file_url, token
-
-        return _Http(
-            network, address.name, file_url(address), token(), placed, lambda h: explained(address, address.name, h)
-        ), _nothing
     return _Http(network, address.name, address.url, "", placed, lambda head: None), _nothing
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from compatkit.fetch import hubfile, transfer
 from compatkit.fetch import pull as pulls
-from compatkit.fetch import transfer
 from compatkit.fetch.places import Placed, placed
 from compatkit.fetch.pull import pull
 from compatkit.fetch.transfer import part_of
@@ -36,6 +36,7 @@ Lock = Callable[..., list[Placed]]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PIECE", 1 << 18)
     monkeypatch.setattr(transfer, "_SLOW_START", 0.0)
+    monkeypatch.setattr(hubfile, "_SLOW_START", 0.0)
 
 
 @pytest.fixture
@@ -216,7 +217,10 @@ def test_two_pulls_at_once(served: Path, files: Lock, tmp_path: Path) -> None:
 
 
 def _start(lock: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    code = "import compatkit.fetch.transfer as t; t.PIECE = 1 << 18; from compatkit.cli import main; main()"
+    code = (
+        "import compatkit.fetch.transfer as t; t.PIECE = 1 << 18; import huggingface_hub.constants as c; "
+        "c.DOWNLOAD_CHUNK_SIZE = 1 << 18; from compatkit.cli import main; main()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, "pull", str(lock), "--to", str(tmp_path / "to"), "--layout", "flat"],
         cwd=tmp_path,
@@ -307,3 +311,105 @@ def test_two_files_of_one_name_are_refused(served: Path, files: Lock, tmp_path: 
     path.write_text(path.read_text().replace('"name": "b.bin"', '"name": "a.bin"'))
     with pytest.raises(SourceError, match="another name"):
         placed(lockfile.load(str(path)), "/x", "flat", {})
+
+
+def hub_files(served: Path, files: Lock, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> list[Placed]:
+    """The files of `served` as a repository's, at the endpoint of a server of the test."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return files(lambda name: f"hf://org/repo@{Repo(served).commit}/{name}")
+
+
+def test_a_hub_file_whose_connections_are_cut_is_resumed(
+    served: Path, files: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(3)
+    repo = Repo(served)
+    sent: list[int] = []
+
+    def answer(handler: Handler, request: Request) -> None:
+        path = served / request.path.split("/")[-1]
+        if handler.command == "HEAD" or chance.random() < 0.2:
+            reply_file(handler, request, path, {"X-Repo-Commit": repo.commit})
+            return
+        start = int(request.range.removeprefix("bytes=").partition("-")[0] or 0) if request.range else 0
+        body = path.read_bytes()[start:]
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        cut = chance.randrange(1, len(body) + 1)
+        sent.append(cut)
+        handler.wfile.write(body[:cut])
+        handler.close_connection = True
+
+    with Server(answer) as server:
+        todo = hub_files(served, files, monkeypatch, server.endpoint)
+        for _ in range(6):
+            if not run(todo, tmp_path).failed:
+                break
+    assert whole(served, tmp_path)
+    assert not list((tmp_path / "to").glob(".*.part"))
+
+
+def test_wrong_bytes_from_the_hub_are_never_in_place(
+    served: Path, files: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server({"org/repo": Repo(served)}) as hub:
+        todo = hub_files(served, files, monkeypatch, hub.endpoint)
+        data = bytearray((served / "a.bin").read_bytes())
+        data[SIZE // 2] ^= 1
+        (served / "a.bin").write_bytes(data)
+        outcome = run(todo, tmp_path)
+    assert in_place(tmp_path) == ["b.bin"]
+    assert "SHA-256" in outcome.failed[0]
+    assert not Path(part_of(todo[0])).exists()
+
+
+def test_a_pull_from_the_hub_that_is_killed_goes_on(
+    served: Path, files: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = Repo(served)
+
+    def answer(handler: Handler, request: Request) -> None:
+        path = served / request.path.split("/")[-1]
+        if handler.command == "HEAD":
+            reply_file(handler, request, path, {"X-Repo-Commit": repo.commit})
+            return
+        start = int(request.range.removeprefix("bytes=").partition("-")[0]) if request.range else 0
+        body = path.read_bytes()[start:]
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        for at in range(0, len(body), 1 << 16):
+            handler.wfile.write(body[at : at + (1 << 16)])
+            request.sent += len(body[at : at + (1 << 16)])
+            time.sleep(0.02)
+
+    with Server(answer) as server:
+        todo = hub_files(served, files, monkeypatch, server.endpoint)
+        running = _start(tmp_path / "stack.lock", tmp_path)
+        _until(lambda: server.sent > SIZE)
+        running.send_signal(signal.SIGKILL)
+        running.wait(30)
+        assert in_place(tmp_path) == []
+        before = len(server.log)
+        running = _start(tmp_path / "stack.lock", tmp_path)
+        out, err = running.communicate(timeout=90)
+        assert running.returncode == 0, out + err
+        assert any(r.range and not r.range.startswith("bytes=0-") for r in server.log[before:])
+    assert whole(served, tmp_path)
+    assert len(todo) == 2
+
+
+@pytest.mark.parametrize(("code", "status", "says"), [("GatedRepo", 403, "gated"), ("EntryNotFound", 404, "not exist")])
+def test_what_the_hub_refuses_is_said_at_once(
+    served: Path, files: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int, says: str
+) -> None:
+    with Server(lambda handler, request: handler.reply(request, status, {"X-Error-Code": code})) as server:
+        outcome = run(hub_files(served, files, monkeypatch, server.endpoint), tmp_path)
+        assert len(server.log) <= 4
+    assert len(outcome.failed) == 2
+    assert says in outcome.failed[0]

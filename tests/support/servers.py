@@ -78,7 +78,9 @@ class Server:
     def handle(self, handler: Handler) -> None:
         """One request, logged."""
         request = Request(
-            unquote(urlsplit(handler.path).path)[1:], handler.headers.get("Range", ""), dict(handler.headers.items())
+            unquote(urlsplit(handler.path).path)[1:],
+            handler.headers.get("Range", ""),
+            {name.title(): value for name, value in handler.headers.items()},
         )
         with self._lock:
             self.log.append(request)
@@ -106,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
+    do_HEAD = do_GET
+
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
 
@@ -117,8 +121,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in fields.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
-        request.sent += len(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            request.sent += len(body)
 
 
 def reply_file(handler: Handler, request: Request, path: Path, extra: Mapping[str, str] | None = None) -> None:
