@@ -50,6 +50,12 @@ def first(report: Report) -> Finding | None:
     return min(errors, key=lambda f: f.evidence.get("order", 0), default=None)
 
 
+def predicted(header: Report, error: Finding) -> bool:
+    """Whether a header check predicted this very error, before anything was run."""
+    said = read(str(error.evidence["message"]))
+    return any(read(text) == said for f in header.findings for text in f.predicts.values())
+
+
 def main() -> None:
     """Print the misses and the figures."""
     folder, knowledge = shared(), load()
@@ -58,7 +64,7 @@ def main() -> None:
     outcome: Counter[str] = Counter()
     words: Counter[str] = Counter()
     disagree: list[str] = []
-    seconds = 0.0
+    seconds, foretold, foretold_right = 0.0, 0, 0
     with Worker() as worker:
         for row in rows:
             made = stack(folder, row)
@@ -83,6 +89,9 @@ def main() -> None:
                 said = error.evidence["message"] if error else "ran through"
                 print(f"{row['set']} {row.get('clip_type')}: {said!r}; recorded: {str(row['error'])[:150]!r}")
                 continue
+            if error is not None and read(str(error.evidence["message"])):
+                foretold += 1
+                foretold_right += predicted(header, error)
             recorded = read(row["error"] or "")
             if error is None or recorded is None:
                 continue
@@ -103,6 +112,7 @@ def main() -> None:
     print(f"    {outcome['not counted: worked with a wrong part']} worked with a wrong part and are not counted")
     of = sum(words.values())
     print(f"same words: {words['same']} of {of} ({words['same'] / of:.1%})")
+    print(f"header checks predicted that error: {foretold_right} of {foretold} ({foretold_right / foretold:.1%})")
     print(f"header check and dry run disagree: {len(disagree)}")
     for line in disagree:
         print(f"    {line}")

@@ -32,7 +32,8 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str] = (), timeout: float = REQUEST) -> None:
-        self._command = list(command) or [sys.executable, "-m", "compatkit.dryrun.worker"]
+        # -P: the folder the user is in holds downloads, and nothing in it may stand in for a library.
+        self._command = list(command) or [sys.executable, "-P", "-m", "compatkit.dryrun.worker"]
         self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
         self._lines: Queue[str | None] = Queue()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import ROOT, Run
 from tests.cli.test_check import validate
+from tests.support import graphs
 
 BROKEN = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
 
@@ -55,3 +58,25 @@ def test_nothing_to_examine(run: Run) -> None:
     done = run("dryrun", "nothing.safetensors")
     assert done.returncode == 2
     assert "nothing.safetensors" in done.stderr
+
+
+def test_a_workflow_is_run_sampler_by_sampler(
+    run: Run, wrong_set: list[Path], tmp_path: Path, broken: dict[str, str]
+) -> None:
+    (tmp_path / "workflow.json").write_text(json.dumps(graphs.api(clip="encoder.safetensors")))
+    done = run("dryrun", "workflow.json", "--format", "json", env=broken)
+    report = json.loads(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert {f["rule"].partition("/")[0] for f in report["findings"]} == {"dryrun"}
+    assert "torch could not be used" in json.dumps(report["not_checked"])
+
+
+def test_a_module_that_lies_among_the_models_is_not_run(run: Run, tmp_path: Path, right_set: list[Path]) -> None:
+    for name in ("torch.py", "json.py", "resource.py"):
+        (tmp_path / name).write_text("import pathlib; pathlib.Path('ran').touch()")
+    script = "import sys; sys.argv[0] = 'compatkit'; from compatkit.cli import main; main()"
+    subprocess.run(
+        [sys.executable, "-P", "-c", script, "dryrun", "--probes-only", *map(str, right_set)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert not (tmp_path / "ran").exists()

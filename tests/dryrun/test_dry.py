@@ -1,4 +1,4 @@
-"""What is said of what was run: confirmed by the header checks, against them, behind an earlier error, or not at all."""
+"""What is said of what was run: confirmed by the header checks, against them, behind an earlier error."""
 
 from __future__ import annotations
 
