@@ -106,7 +106,7 @@ def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     root = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     return subprocess.Popen(
-        [sys.executable, "-m", "compatkit.smoke.worker"],
+        [sys.executable, "-P", "-m", "compatkit.smoke.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
