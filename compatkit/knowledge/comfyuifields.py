@@ -14,6 +14,7 @@ SERVER = fields(
     address=("", "the server's address"),
     version=("", "its version, empty if it does not tell"),
     message=("", "its own text, or what is missing"),
+    first=("", "the first line of it: what follows are hints"),
     error=("", "type of the exception"),
     node=("", "class of the node"),
     file=("", "file that the node loads"),

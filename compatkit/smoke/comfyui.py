@@ -75,11 +75,8 @@ def judged(report: Report, stack: Stack, outcome: Outcome, knowledge: Knowledge,
 
     judge = Judge(knowledge, ("server",))
     cause = _cause(outcome.run, knowledge, report.findings)
-    judge.one(
-        Subject(
-            "server", outcome.components, {"server": _fields(outcome, stack, cause), "loader": {"runtime": "comfyui"}}
-        )
-    )
+    values = {"server": _fields(outcome, stack, cause), "loader": {"runtime": "comfyui"}}
+    judge.one(Subject("server", outcome.components, values))
     skipped: list[NotChecked] = list(judge.not_checked.values())
     if outcome.run.state != "done":  # the one that ended it is all there is to say
         judge.checked = {f.rule: None for f in judge.findings}
@@ -159,6 +156,7 @@ def _fields(outcome: Outcome, stack: Stack, cause: Cause | None) -> dict[str, An
         "address": outcome.address,
         "version": outcome.version,
         "message": run.message[:_LONGEST],
+        "first": next(iter(run.message.splitlines()), "")[:_LONGEST],
         "error": run.error,
         "node": run.node_class,
         "file": file if node_loads or run.state == "missing" else "",

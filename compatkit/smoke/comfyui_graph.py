@@ -146,7 +146,7 @@ class Builder:
         fitting = [
             (name, kind) for name, kind in self.kinds.items()
             if [str(v) for v in (kind.get("loads") or {}).values()] == [use] * len(files)
-            and formats <= set(kind.get("formats") or formats)
+            and formats <= set(kind.get("formats") or ()) and not kind.get("packings")
         ]  # fmt: skip
         there = [(n, k) for n, k in fitting if n in self.info]
         components = tuple(i for f in files for i in f.components)
