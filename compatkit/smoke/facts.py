@@ -14,6 +14,7 @@ from compatkit.vocabulary import Component, Tensor
 Row = Mapping[str, Any]
 
 _PAGE = 4096
+_MOST = 1e9  # ratios above are no more telling, and must fit where rules make whole numbers of them
 _SLACK = 16  # zero bytes that data may well begin or end with
 _NUMBER = re.compile(r"(?<![^._/])\d+(?![^._/])")
 
@@ -86,10 +87,10 @@ class Measured:
             "beyond": row.get("beyond", 0),
             "lowest": row.get("lowest"),
             "rms": float(row.get("rms", 0.0)),
-            "peak": largest / usual if usual else 0.0,
+            "peak": min(largest / usual, _MOST) if usual else 0.0,
             "peers": max(0, len(peers) - 1),
             "peer_max": peer_max,
-            "peer_ratio": largest / peer_max if peer_max else 1.0,
+            "peer_ratio": min(largest / peer_max, _MOST) if peer_max else 1.0,
             "zero": constant and row.get("value") == 0,
             "constant": constant,
             "value": row.get("value") if constant else None,

@@ -611,3 +611,11 @@ def test_an_alpha_that_does_not_count_is_not_held_against_it(scan: Any, tmp_path
     """A LoKr of two whole factors has no rank; trainers write any alpha."""
     path = write_model(tmp_path / "l.safetensors", lycoris("lokr_whole", 0.05, alpha=1e4), "F32")
     assert smoke(scan(path)) == []
+
+
+def test_ratios_beyond_all_bounds_do_not_break_the_rules(scan: Any, tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values[W2][:] = 1e-37
+        values[W2][1, 1] = 60000.0
+
+    found(scan(changed(tmp_path / "m.safetensors", "F32", change)), "smoke/outlier", W2, "warning")
