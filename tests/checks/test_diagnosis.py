@@ -17,7 +17,7 @@ from compatkit.vocabulary import Finding
 
 MESSAGES = yaml.safe_load(Path(__file__).with_name("messages.yaml").read_text(encoding="utf-8"))
 #: Numbers of three digits and more that a pattern may name: HTTP, error numbers of systems, exit codes, SHA-256, 100 %.
-NUMBERS = {"100", "256", "401", "403", "404", "1455", "137"}
+NUMBERS = {"100", "111", "256", "1006", "401", "403", "404", "1455", "137"}
 
 
 @pytest.mark.parametrize(("group", "text"), [(g, t) for g, texts in MESSAGES.items() for t in texts])
