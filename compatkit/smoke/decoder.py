@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compatkit.smoke.channels import channel_plot
 from compatkit.smoke.draw import save_png
 from compatkit.smoke.latents import colour_card, judge_latent, judge_round_trip
 from compatkit.smoke.picture import judge_picture
@@ -41,6 +42,7 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     else:
         judged = judge_latent(made.detach().float().cpu().numpy())
         trial.emit({"event": "latent", "component": member.index, **judged.statistics(), "fields": judged.fields()})
+        _write(trial, channel_plot(judged, title="The latent's channels"), "latent.svg")
     put(inputs, path, unscaled(made, model).to(wanted))
     out = trial._ran(member, model, inputs, gave, given, call="decode")
     if out is None:
@@ -89,6 +91,16 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave, *, back: 
     found = judge_round_trip(card, picture)
     saved = _save(trial, picture, "round-trip.png")
     trial.emit({"event": "round-trip", "component": member.index, "path": saved, "fields": found.fields()})
+
+
+def _write(trial: Trial, text: str, name: str) -> None:
+    if not trial.options.save or trial.options.swap:
+        return
+    try:
+        Path(trial.options.save).mkdir(parents=True, exist_ok=True)
+        (Path(trial.options.save) / name).write_text(text, encoding="utf-8")
+    except OSError as e:
+        trial.emit({"event": "note", "component": -1, "why": f"{name} could not be saved: {e}"})
 
 
 def _save(trial: Trial, picture: Any, name: str) -> str:

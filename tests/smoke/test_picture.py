@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compatkit.smoke.channels import channel_plot
 from compatkit.smoke.draw import Bar, activation_plot, save_png
 from compatkit.smoke.latents import colour_card, judge_latent, judge_round_trip
 from compatkit.smoke.picture import as_image, judge_picture
@@ -222,3 +223,20 @@ def test_the_plot_is_an_svg_that_names_what_matters(bars: list[Bar], named: str)
     assert "a & b" in said
     assert len(root.findall(".//{http://www.w3.org/2000/svg}title")) == len(bars)
     assert float(root.attrib["width"]) < 3200
+
+
+@pytest.mark.parametrize(
+    ("array", "said", "red"), [(latent(), "ok: no channel is far", 0), (latent() + 9, "shift: the mean of channel", 16)]
+)
+def test_channels_are_drawn_before_what_is_expected(array: Image, said: str, red: int) -> None:
+    text = channel_plot(judge_latent(array, MEAN * 3, STD), list(MEAN * 3), list(STD), "a < b")
+    root = ET.fromstring(text)
+    assert said in "".join(root.itertext())
+    assert len(root.findall(".//{http://www.w3.org/2000/svg}title")) == 16
+    drawn = sum(r.get("fill") == "#cf222e" for r in root.iter("{http://www.w3.org/2000/svg}rect"))
+    assert drawn == red
+
+
+def test_a_latent_of_nothing_but_nan_can_be_drawn() -> None:
+    judged = judge_latent(np.full((4, 8, 8), np.nan))
+    assert "nan: 100 %" in "".join(ET.fromstring(channel_plot(judged)).itertext())
