@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEAP = ("identify", "check", "sets", "cases")
+CHEAP = ("identify", "check", "sets", "cases", "scan")
 
 
 def main() -> int:

@@ -151,6 +151,7 @@ def where(index: int, tensor: Tensor, kind: str) -> str:
         size_of = _block_bytes(tensor.dtype)
         per_row = tensor.nbytes // size_of // max(1, rows) if size_of else 0
         return f"block {index % per_row:,} of row {index // per_row:,}" if per_row else f"block {index:,}"
+    index //= 2 if tensor.dtype == "C64" else 1  # a complex number is two of those that were looked at
     out = []
     for side in reversed(tensor.shape):
         index, at = divmod(index, max(1, side))

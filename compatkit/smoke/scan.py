@@ -133,8 +133,10 @@ def _is_e8m0(name: str, tensor: Tensor, owner: str | None, unpacked: Unpacked) -
 def _place(weights: Weights, name: str, numbers: Numbers, align: int) -> int:
     """The flat index of the largest finite value (of blocks: of its block), looked for where it was seen."""
     tensor = weights.header.tensors[name]
-    if numbers.at < 0 or tensor.dtype not in FLOATS or not weights.local(name):
+    if numbers.at < 0 or tensor.dtype not in FLOATS or numbers.beyond:
         return numbers.at
+    if not weights.local(name):  # only the piece is known, and it is gone
+        return -1
     width = tensor.nbytes // max(1, tensor.elements)
     start = numbers.at * width // PIECE * PIECE
     values = np.abs(decode(weights.raw(name)[start : start + PIECE], tensor.dtype))

@@ -369,3 +369,17 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back(tmp_path: Path) -> None:
     assert "100%" in shown
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")  # shown again after it was hidden
     assert b"\x1b" not in ran.stdout
+
+
+def test_a_place_is_named_only_where_it_is_known(scan: Any, tmp_path: Path) -> None:
+    values = weights()
+    values[W2][100, 33] = 50.0
+    path = write_model(tmp_path / "m.safetensors", values)
+
+    def place(report: Any) -> str:
+        (finding,) = (f for f in report.findings if f.rule == "smoke/outlier")
+        return str(finding.evidence["at"])
+
+    assert place(scan(path)) == "[100, 33]"
+    with range_server(tmp_path) as server:
+        assert place(scan(server.url("m.safetensors"), only=["*"])) == ""
