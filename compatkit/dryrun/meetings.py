@@ -45,6 +45,8 @@ def plan(builder: Builder) -> Plan:
     for kind, why, blocks in builder.blocked:
         if kind in _OF_KIND:  # whether a runtime opens a file is the header checks' matter
             planner.plan.gaps.append(Gap(_OF_KIND[kind], why, blocks))
+    for loader in builder.loaders:
+        planner.not_torch(loader)
     return planner.plan
 
 

@@ -37,6 +37,15 @@ class Planner:
             self._models[part.index] = Model(part, self.builder.rules)
         return self._models[part.index]
 
+    def not_torch(self, loader: Loader) -> None:
+        """A runtime that computes otherwise has other operations and other texts: none of its probes is run."""
+        if loader.table.get("engine", "torch") == "torch":
+            return
+        dropped = {p.about for p in self.plan.probes if p.loader is loader}
+        self.plan.probes = [p for p in self.plan.probes if p.loader is not loader]
+        for about in sorted(dropped):
+            self.gap(about, f"{loader.label} does not compute with torch: what torch says is not what it would say")
+
     def refused(self, subject: Subject) -> None:
         """A file that the runtime does not open reaches no operation."""
         opens, loader = subject.values["opens"], subject.loader

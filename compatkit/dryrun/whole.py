@@ -82,13 +82,16 @@ def _outcomes(
 ) -> list[Outcome]:
     giver = next((p for p, _ in given.values()), part)
     library = f"{answer['library']} {answer['version']}".strip()
-    lacks = [*answer["missing"], *answer["wrong"]]
+    wrong, missing = answer["wrong"], answer["missing"]
+    lacks = wrong or missing
     filled = Probe("state-dict", part, part, loader, None, [], answer["class"], LOADING, components=(part.index,))
     goes = Probe("forward", giver, part, loader, None, [], answer["class"], FORWARD, order=90)
     goes.components = tuple(dict.fromkeys((part.index, giver.index)))
     names = ", ".join(lacks[:_SHOWN]) + (", …" if len(lacks) > _SHOWN else "")
-    message = f"{len(lacks)} of its {answer['tensors']} tensors have nothing in the file: {names}" if lacks else ""
-    state = Outcome(filled, not lacks, "load", answer["class"], "", message, backend=library)
+    how = "another shape" if wrong else "nothing"
+    message = f"{len(lacks)} of its {answer['tensors']} tensors have {how} in the file: {names}" if lacks else ""
+    error = "RuntimeError" if wrong else ""
+    state = Outcome(filled, not lacks, "load", answer["class"], error, message, backend=library)
     if answer["ok"]:
         return [state, Outcome(goes, True, backend=library)]
     shapes = [o for o in answer["operands"] if o["shape"]]

@@ -72,7 +72,8 @@ def forward(request: Mapping[str, Any]) -> dict[str, Any]:
         "library": built.spec.library,
         "version": str(version),
         "tensors": len(built.plan) + len(built.missing),
-        "missing": list(built.missing),
+        # torch itself fills in the counter of a batch norm that a file does not have.
+        "missing": [n for n in built.missing if not n.endswith(".num_batches_tracked")],
         "wrong": list(built.wrong),
         "ok": result.ok,
         "op": result.op,

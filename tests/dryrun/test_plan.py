@@ -145,3 +145,9 @@ def test_one_file_alone_meets_only_itself() -> None:
     made = planned(stack("z_image_turbo"))
     assert {p.about for p in made.probes} == {"latent"}
     assert not made.gaps
+
+
+def test_a_runtime_without_torch_is_not_probed_with_it() -> None:
+    made = planned(stack("z_image_turbo", "gemma2_2b", "flux1_vae", runtime="sd.cpp"))
+    assert made.probes == []
+    assert any("does not compute with torch" in g.why and g.blocks for g in made.gaps)
