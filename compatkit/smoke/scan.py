@@ -27,6 +27,8 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 #: Of one tensor, so many bytes of the map are held at most before they are let go.
 HELD = 64 << 20
+#: The disk is asked for so many bytes at a time, one such stretch before they are needed.
+AHEAD = 16 << 20
 #: Ratios of the largest magnitude to the usual one from which on the value's place is looked up.
 _PEAK = 64.0
 
@@ -91,8 +93,11 @@ def _one(weights: Weights, name: str, unpacked: Unpacked, emit: Emit) -> Numbers
     meter = Meter(
         tensor.dtype, tensor.shape, tensor.nbytes, tensor.offset, scale=_is_e8m0(name, tensor, owner, unpacked)
     )
-    held = 0
+    held = done = 0
     for piece in weights.pieces(name, _piece(tensor), meter.align):
+        if done // AHEAD != (done + piece.size) // AHEAD:
+            weights.ahead(name, (done // AHEAD + 2) * AHEAD, AHEAD)
+        done += piece.size
         meter.add(piece)
         held += piece.size
         if held >= HELD:

@@ -170,13 +170,14 @@ class Weights:
             if length > 0:
                 mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
-    def ahead(self, name: str) -> None:
-        """Have the system read a tensor's first 64 MB from the disk while something else is looked at."""
+    def ahead(self, name: str, at: int = 0, length: int = 32 << 20) -> None:
+        """Have the system read so many bytes of a tensor, from `at` on, from the disk while others are looked at."""
         tensor = self.header.tensors[name]
         mapped = self._maps.get(tensor.shard)
-        if mapped is not None and hasattr(mmap, "MADV_WILLNEED") and tensor.nbytes and tensor.offset > 0:
-            first = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_WILLNEED, first, min(tensor.offset + tensor.nbytes - first, 64 << 20))
+        length = min(length, tensor.nbytes - at)
+        if mapped is not None and hasattr(mmap, "MADV_WILLNEED") and length > 0 and tensor.offset > 0:
+            first = (tensor.offset + at) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, first, tensor.offset + at + length - first)
 
     def close(self) -> None:
         """Give files and maps back. A view that is still held keeps its map until it goes."""
