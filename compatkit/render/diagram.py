@@ -116,7 +116,7 @@ def _ended(text: str, limit: int) -> str:
 
 
 def _arrow(report: Report, boxes: Mapping[int, Box], a: int, b: int, labels: tuple[str, ...]) -> Arrow:
-    broken = any(f.level == "error" and {a, b} <= set(f.components) for f in report.findings)
+    broken = _breaks(report, a, b)
     one, two = boxes[a], boxes[b]
     near = "start" if one.x == 0 else "end"
     return Arrow(one.x + WIDTH, one.y + HEIGHT // 2, two.x, two.y + HEIGHT // 2, labels, broken, near)
@@ -147,7 +147,14 @@ def _coverage(report: Report, adapter: int, model: int, say: Callable[[str], str
             lost = entry.get("modules_shape_mismatch")
             counts = f"{entry['keys_matched']}/{entry['keys']} {say('keys')}"
             return (counts, f"{lost} {say('do not fit')}") if lost else (counts,)
-    return ()
+    found = _between(report, adapter, model, "adapter_width", "base_width")
+    if found:
+        return (f"{say('made for')} {found.evidence['adapter_width']}", f"{say('base')} {found.evidence['base_width']}")
+    return (say("does not fit"),) if _breaks(report, adapter, model) else ()
+
+
+def _breaks(report: Report, a: int, b: int) -> bool:
+    return any(f.level == "error" and {a, b} <= set(f.components) for f in report.findings)
 
 
 def _text(report: Report, encoder: int, model: int, alone: bool, say: Callable[[str], str]) -> tuple[str, ...]:

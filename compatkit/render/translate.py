@@ -19,7 +19,7 @@ from compatkit.vocabulary import Finding, Report
 _PLACE = re.compile(r"\{\{(.*?)\}\}", re.S)
 _NUMBERED = re.compile(r"\{(\d+)\}")
 #: Groups of rules whose texts are translated.
-CORE = ("encoder", "vae", "lora", "file", "loader", "component", "quant")
+CORE = ("encoder", "vae", "lora", "file", "loader", "component", "quant", "adapter")
 #: A sentence longer than this is not looked at: what a place may hold is anybody's.
 _LONGEST = 4_000
 #: Said after the sentence of a rule where a family rests on the user's word.
