@@ -83,7 +83,9 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
         wanted = part.number(str(entry["into"]))
         if wanted is None:
             continue
-        found = [(eye, gives(eye, entry, wanted, builder.rules)) for eye in eyes]
+        if strange := [e.fields["name"] for e in eyes if e.component.family is None]:
+            builder.stuck(sense, f"{strange[0]} could not be identified", blocks=True)
+        found = [(eye, gives(eye, entry, wanted, builder.rules)) for eye in eyes if eye.component.family]
         # One that fits is enough, and what the check then looked at.
         fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
         for eye, (_, width, kind) in fitting or found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,8 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
 _WITH = {"set": "encoder", "eye": "attachment", "ear": "attachment", "license": "storage", "budget": "storage"}
 _WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
 
+#: Findings of one rule that a report lists.
+MOST_OF_A_RULE = 50
 #: Problems of files that only a lock shows.
 _OF_LOCKS = ("file/moved", "file/newer")
 #: … and one that only a workflow can have.
@@ -85,6 +88,8 @@ def judged(builder: Builder, stack: Stack, rules: Mapping[str, Mapping[str, Any]
     later = verdicts.pending(every, stack.settings) if pending else []
     skipped = [*not_checked, *_blocked(builder, rules.values()), *later, *(unread if pending else [])]
     outcome = verdicts.verdict(every, found, skipped)
+    found, left_out = _few(found)
+    skipped += left_out
     return Report(
         verdict=outcome,
         judged=tuple(dict.fromkeys(p.role for p in every if verdicts.identified(p))),
@@ -156,6 +161,23 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
         key = (f.rule, f.level, f.components, f.message)
         out[key] = replace(out[key], predicts={**out[key].predicts, **f.predicts}) if key in out else f
     return list(out.values())
+
+
+def _few(found: Sequence[Finding]) -> tuple[list[Finding], list[NotChecked]]:
+    """The findings, at most so many of a rule, and a note for each rule that has more: a hundred models beside a hundred
+    encoders are no set, and ten thousand findings help nobody."""
+    kept: list[Finding] = []
+    count: Counter[str] = Counter()
+    for one in found:
+        count[one.rule] += 1
+        if count[one.rule] <= MOST_OF_A_RULE or one.rule.startswith("file/"):
+            kept.append(one)
+    notes = [
+        NotChecked(rule, f"{n - MOST_OF_A_RULE:,} more findings of this kind are left out; check one set at a time")
+        for rule, n in count.items()
+        if n > MOST_OF_A_RULE and not rule.startswith("file/")
+    ]
+    return kept, notes
 
 
 def _blocked(builder: Builder, rules: Any) -> list[NotChecked]:

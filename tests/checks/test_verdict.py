@@ -190,3 +190,12 @@ def test_a_packed_file_is_refused_even_if_its_model_is_not_known() -> None:
     report = check(packed, component("qwen3_4b"), component("flux1_vae"))
     assert rules_of(report, "error") == ["quant/needs-loader"]
     assert "DFloat11" in report.findings[0].message
+
+
+def test_a_heap_of_files_gives_a_few_findings_of_each_kind() -> None:
+    models = [component("z_image_turbo", f"m{i}.safetensors") for i in range(12)]
+    encoders = [component("gemma2_2b", f"e{i}.safetensors") for i in range(12)]
+    report = check(*models, *encoders)
+    assert report.verdict == "fail"
+    assert rules_of(report).count("encoder/surplus") <= 50
+    assert any("more findings of this kind" in n.why for n in report.not_checked)

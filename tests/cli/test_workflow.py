@@ -180,3 +180,25 @@ def test_one_workflow_at_a_time_and_models_only_with_one(run: Run, right_set: li
     assert (two.returncode, "one workflow or stack at a time" in two.stderr) == (2, True)
     alone = run("check", "dit.gguf", "--models", ".")
     assert (alone.returncode, "no workflow" in alone.stderr) == (2, True)
+
+
+def test_an_image_encoder_that_is_not_here_is_no_wrong_one(run: Run, model: Model, tmp_path: Path) -> None:
+    for name, family in (("u.safetensors", "flux_dev"), ("c.safetensors", "clip_l"), ("t.safetensors", "t5xxl")):
+        model(name, family)
+    model("v.safetensors", "flux1_vae")
+    model("s.safetensors", "flux_redux")
+    graph = graphs.api("u.safetensors", "c.safetensors", "v.safetensors")
+    names = {"clip_name1": "c.safetensors", "clip_name2": "t.safetensors", "type": "flux"}
+    graph["2"] = {"class_type": "DualCLIPLoader", "inputs": names}
+    graph["20"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "eye.safetensors"}}
+    graph["21"] = {"class_type": "CLIPVisionEncode", "inputs": {"clip_vision": ["20", 0], "crop": "center"}}
+    graph["22"] = {"class_type": "StyleModelLoader", "inputs": {"style_model_name": "s.safetensors"}}
+    wires = {"conditioning": ["4", 0], "style_model": ["22", 0], "clip_vision_output": ["21", 0]}
+    graph["23"] = {"class_type": "StyleModelApply", "inputs": wires}
+    graph["6"]["inputs"]["positive"] = ["23", 0]
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "unknown"
+    assert rules(found, "error") == []
+    model("eye.safetensors", "clip_vision_l")
+    assert rules(report(run, "workflow.json"), "error") == ["adapter/image-encoder"]
