@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from compatkit.dryrun.classes import Spec, arguments, spec_of
+from compatkit.dryrun.classes import NoClass, Spec, arguments, spec_of
 from compatkit.dryrun.plan import Recipe, layout_in_file, weight_plan
 from compatkit.knowledge.store import Knowledge
 from compatkit.vocabulary import Component
@@ -76,11 +76,17 @@ class Built:
         `latent_side` is the latent's height and width, `tokens` those of the prompt, `frames` the latent's. `replace`
         gives other values for symbols that shapes name: a context of another width than the model has, say. On a real
         device noise is drawn with `seed`.
+
+        Raises:
+            NoClass: the header does not tell a size that an input has.
         """
         env = {**self.spec.env, **self.size(latent_side, tokens, frames), **(replace or {})}
         out: dict[str, Any] = {}
-        for path, described in arguments(self._call(call)["inputs"], env):
-            _put(out, path, _argument(described, dtype or self.dtype, device, seed))
+        try:
+            for path, described in arguments(self._call(call)["inputs"], env):
+                _put(out, path, _argument(described, dtype or self.dtype, device, seed))
+        except KeyError as e:
+            raise NoClass(f"the header does not tell {e.args[0]}, which the inputs of {self.spec.name} need") from None
         return out
 
     def places(self, call: str | None = None) -> dict[str, tuple[str | int, ...]]:

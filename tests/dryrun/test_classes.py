@@ -23,7 +23,8 @@ class: PlainModel
 library: diffusers
 layout: native
 config:
-  {width: hidden, depth: layers, skips: {range: [layers]}, wide: hidden > 32, gate: {choose: [hidden > 99, no_such, ffn]}}
+  {width: hidden, depth: layers, skips: {range: [layers]}, wide: hidden > 32,
+  gate: {choose: [hidden > 99, no_such, ffn]}}
 constants: {eps: 0.5, nested: {a: 1}}
 families:
   plain: {when: layers > 1, constants: {nested: {b: 2}}}
