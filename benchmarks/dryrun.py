@@ -1,6 +1,7 @@
 """The executed sets (`corpus/pairs.json`) in the dry run: can they be run, do they fail as recorded, in the same words.
 
     python -m benchmarks.dryrun [--verbose]
+    python -m benchmarks.dryrun --comfyui DIR      the same through a checkout's own code (benchmarks.dryrun_comfyui)
 
 Rows whose `expect` is null are no sets and are skipped. Three figures, and what it costs:
 - run: sets in which every pair of models met in a probe; the others are listed by reason;
@@ -58,6 +59,12 @@ def predicted(header: Report, error: Finding) -> bool:
 
 def main() -> None:
     """Print the misses and the figures."""
+    if "--comfyui" in sys.argv:  # the same sets through a checkout's own code
+        from benchmarks.dryrun_comfyui import main as through_checkout
+
+        sys.argv.remove("--comfyui")
+        through_checkout()
+        return
     folder, knowledge = shared(), load()
     rows = [r for r in json.loads((folder / "corpus" / "pairs.json").read_text()) if r["expect"] is not None]
     unrun: Counter[str] = Counter()

@@ -190,6 +190,34 @@ _SCAN = {
 }
 
 
+_SERVER = {
+    "type": "object",
+    "description": "what became of the set on a running ComfyUI server",
+    "properties": {
+        "address": {"type": "string"},
+        "version": {"type": "string"},
+        "state": {
+            "enum": [
+                "done", "error", "rejected", "interrupted", "timeout", "lost", "unreachable", "foreign", "missing",
+                "incomplete",
+            ]
+        },
+        "message": {"type": "string"},
+        "error": {"type": "string"},
+        "node": {"type": "string", "description": "its id in the graph"},
+        "node_class": {"type": "string"},
+        "cause": {"type": "string", "description": "the rule that explains the error"},
+        "seconds": {"type": "number"},
+        "dropped": {"type": "boolean", "description": "whether the websocket ended early"},
+        "pictures": _COUNT,
+        "picture": {"type": "object", "description": "statistics of the first picture, its verdict and its file"},
+        "graph": {"type": "object", "description": "the graph as it was submitted"},
+    },
+    "required": ["address", "state", "message", "seconds", "pictures", "graph"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
 def schema() -> dict[str, Any]:
     """The schema; `$defs` holds one for each command that prints JSON, and the whole accepts any of them."""
     from compatkit.render.reportschema import definitions
@@ -238,7 +266,7 @@ def schema() -> dict[str, Any]:
                     "smoke": {
                         "type": "object",
                         "description": "numbers of `compatkit smoke`, by stage",
-                        "properties": {"scan": _SCAN},
+                        "properties": {"scan": _SCAN, "comfyui": _SERVER},
                     },
                 },
                 "required": [

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from compatkit.dryrun.comfyui_process import Checkout, CheckoutError  # noqa: E402
-from compatkit.hosts.comfyui import read_install  # noqa: E402
+from compatkit.dryrun.comfyui_process import Checkout, CheckoutError
+from compatkit.hosts.comfyui import read_install
 
 SD = """
 import enum, logging
@@ -246,6 +246,6 @@ def test_a_checkout_that_cannot_be_used_is_one_sentence(folder: Path, file: str,
 
 def test_more_memory_than_allowed_ends_it(folder: Path) -> None:
     (folder / "comfy" / "sd.py").write_text("hold = bytearray(900_000_000)\nimport time; time.sleep(5)\n")
-    with Checkout(read_install(folder), sys.executable, memory=800_000_000) as made:
-        with pytest.raises(CheckoutError, match=r"more than 0\.8 GB of memory"):
-            made.run({"diffusion": "m"}, [])
+    said = pytest.raises(CheckoutError, match=r"more than 0\.8 GB of memory")
+    with Checkout(read_install(folder), sys.executable, memory=800_000_000) as made, said:
+        made.run({"diffusion": "m"}, [])

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from compatkit.checks import judge
 from compatkit.identify.identify import identify
 from compatkit.identify.shapes import example_shapes
 from compatkit.knowledge.store import load
+from compatkit.render import document
+from compatkit.render.schema import schema
 from compatkit.smoke import comfyui
 from compatkit.smoke.comfyui_client import Server
 from compatkit.smoke.comfyui_graph import Builder, NoGraph
@@ -317,6 +320,7 @@ def test_a_run_to_the_end_is_judged_by_its_picture(stack: Stack, tmp_path: Path)
     assert report.smoke["comfyui"]["picture"]["verdict"] == "ok"
     assert (report.smoke["comfyui"]["version"], report.smoke["comfyui"]["dropped"]) == ("0.33.0", False)
     assert (tmp_path / "comfyui.png").read_bytes().startswith(b"\x89PNG")
+    Draft202012Validator(schema()).validate(json.loads(document.as_json(document.check_document(report))))
 
 
 @pytest.mark.parametrize("how", ["none", "drops"])
