@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compatkit.adapters.alphas import Scalar, alpha_facts
 from compatkit.adapters.fit import Shape, matrix
 from compatkit.adapters.keys import Key, Spellings, spellings
 from compatkit.adapters.targets import Made, Size, made_for
@@ -29,8 +30,8 @@ def share(header: Header, knowledge: Knowledge) -> float:
     return spellings(table).glance(header.tensors)
 
 
-def recognise(header: Header, knowledge: Knowledge) -> Component | None:
-    """The adapter a header describes; None if it has no tensor of one."""
+def recognise(header: Header, knowledge: Knowledge, read: Scalar | None = None) -> Component | None:
+    """The adapter a header describes; None if it has no tensor of one. With `read` its alphas are looked at."""
     spelled = spellings(knowledge.adapters("spellings"))
     keys, junk = spelled.keys(header.tensors)
     if not any(k.sense.algorithm for k in keys):
@@ -40,6 +41,8 @@ def recognise(header: Header, knowledge: Knowledge) -> Component | None:
     made = _made(modules, conventions, spelled, header, knowledge)
     facts = _facts(modules, conventions, junk, spelled, header.tensors)
     facts.update(_base_facts(made, header))
+    if read is not None and facts["alpha"] != "none":
+        facts.update(alpha_facts(modules, header.tensors, spelled, read))
     layout = spelled.whole(header.tensors) or _layout(conventions)
     prefixes = {c.prefix for c in conventions.values()}
     dtypes = Counter(t.dtype for t in header.tensors.values())

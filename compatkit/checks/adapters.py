@@ -138,6 +138,7 @@ def _adapter_fields(lora: Part, builder: Builder) -> dict[str, Any]:
     facts = lora.component.facts
     claim = facts.get("claim_refuted")
     factor = _lost_alpha(lora)
+    odd = next((f"alpha_{k}_first" for k in ("broken", "zero", "far") if f"alpha_{k}" in facts), "")
     return {
         **lora.fields,
         "targets": [title_of(builder.rules, f) for f in facts.get("targets") or ()][:_SHOWN],
@@ -147,12 +148,35 @@ def _adapter_fields(lora: Part, builder: Builder) -> dict[str, Any]:
         "halves": facts.get("halves", 0),
         "empty": facts.get("empty", 0),
         "convention": _convention(lora, builder),
+        "conventions": [_titles(builder).get(c, c) for c in facts.get("conventions") or ()],
+        "rank_claim": _rank_claim(lora),
+        "ranks": list(facts.get("ranks") or ()),
+        "alpha_broken": facts.get("alpha_broken", 0),
+        "alpha_zero": facts.get("alpha_zero", 0),
+        "alpha_far": facts.get("alpha_far", 0),
+        "first_alpha": facts.get(odd, ""),
+        "scales": list(facts.get("alpha_over_rank") or ()),
     }
 
 
 def _convention(lora: Part, builder: Builder) -> str:
-    titles = builder.rules.adapters("spellings").get("titles") or {}
-    return str(titles.get(lora.component.layout, lora.component.layout))
+    return str(_titles(builder).get(lora.component.layout, lora.component.layout))
+
+
+def _titles(builder: Builder) -> Mapping[str, str]:
+    return builder.rules.adapters("spellings").get("titles") or {}
+
+
+def _rank_claim(lora: Part) -> str | None:
+    """The rank that sd-scripts' metadata says where no module has it and it is not said to differ by module."""
+    facts, claim = lora.component.facts, lora.component.metadata.get("ss_network_dim")
+    ranks = facts.get("ranks") or ()
+    if not isinstance(claim, str) or not ranks or facts.get("algorithm") not in ("lora", "loha"):
+        return None
+    number = _number(claim)
+    if claim.strip().lower() in ("dynamic", "none", "") or number in ranks:
+        return None
+    return claim[:40]
 
 
 def _lost_alpha(lora: Part) -> float | None:

@@ -144,6 +144,14 @@ ADAPTER = {
         halves=(0, "modules with only one half of a pair"),
         empty=(0, "modules with a tensor of no elements"),
         convention=("", "how its names are written, in words"),
+        conventions=([], "all of them, the most used first"),
+        rank_claim=(None, "the rank that its metadata says where no module has it"),
+        ranks=([], "the ranks its modules have"),
+        alpha_broken=(0, "modules whose alpha is no number"),
+        alpha_zero=(0, "modules whose alpha is 0"),
+        alpha_far=(0, "modules whose alpha is far from their rank"),
+        first_alpha=("", "the first of these"),
+        scales=([], "alpha / rank, the least and the most"),
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -21,7 +21,7 @@ from compatkit.sources.network import Network, mapped
 from compatkit.sources.open import is_remote, open_place, shown_name
 from compatkit.stacks import folder
 from compatkit.stacks.far import FarReader
-from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError
+from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError, Tensor
 
 if TYPE_CHECKING:
     from compatkit.sources import Source
@@ -147,7 +147,9 @@ def _file(
             header = open_header(source)
         far = FarReader(header, source)
         read = None if headers_only else far if frugal else partial(read_small, header, source=source)
-        components = far.noted(_identified(header, knowledge, request.role, request.assume, read))
+        # alphas stand everywhere in the file: few reads on a disk, hundreds of requests elsewhere
+        scalar = None if headers_only or frugal else partial(_bytes, source)
+        components = far.noted(_identified(header, knowledge, request.role, request.assume, read, scalar))
     except HeaderError as e:
         return [unreadable(request, e.problem, source.size)]
     if request.role and not request.assume and all(c.family is None for c in components):
@@ -155,16 +157,25 @@ def _file(
     return components
 
 
+def _bytes(source: Source, tensor: Tensor) -> bytes:
+    return source.read(tensor.offset, tensor.nbytes)
+
+
 def _identified(
-    header: Header, knowledge: Knowledge, role: str | None = None, assume: str | None = None, read: Reader | None = None
+    header: Header,
+    knowledge: Knowledge,
+    role: str | None = None,
+    assume: str | None = None,
+    read: Reader | None = None,
+    scalar: Callable[[Tensor], bytes] | None = None,
 ) -> list[Component]:
     """The models of a header. One whose names end as only an adapter's do is an adapter, whatever else it resembles."""
     share = adapters.share(header, knowledge) if assume is None and role in (None, adapters.ROLE) else 0.0
-    if share >= adapters.SURE and (adapter := adapters.recognise(header, knowledge)):
+    if share >= adapters.SURE and (adapter := adapters.recognise(header, knowledge, scalar)):
         return [adapter]
     components = identify(header, knowledge, force_role=role, assume=assume, read=read)
     if share >= adapters.MAYBE and all(c.family is None for c in components):
-        adapter = adapters.recognise(header, knowledge)
+        adapter = adapters.recognise(header, knowledge, scalar)
         return [adapter] if adapter else components
     return components
 
