@@ -120,7 +120,7 @@ def coverage(
         encoder_shapes: by the names that `encoders` targets.
     """
     file = rewritten(tensors, table)
-    keys, junk = spelled.keys(file.shapes)
+    keys, junk = spelled.keys(file.shapes if file.conversion else tensors)
     table = routed(table, base, file.shapes)
     held = held_names(base, table)
     weights: dict[str, tuple[int | None, ...]] = {held[own]: shape for own, shape in base.shapes.items()}
@@ -232,7 +232,10 @@ class _Reader:
             if not key.sense.algorithm and key.sense.part in self.companions:
                 shared[key.sense.part] = shapes[key.name]
                 taken.add(key.ending)
+        here = {key.sense.algorithm for key in own.values()}
         for algorithm, spellings in self.algorithms:
+            if algorithm not in here:
+                continue
             parts, used = self._parts(algorithm, spellings, own)
             if not used:
                 continue

@@ -84,6 +84,7 @@ class Spellings:
             for p in table.get("prefixes") or ()
         ]
         self.heads = tuple(p.prefix for p in self.prefixes)
+        self._last: tuple[Any, tuple[list[Key], list[str]]] | None = None
 
     def sense(self, name: str) -> tuple[str, Sense] | None:
         """(ending, what it says) of a name; the longest ending counts. None for a tensor of no adapter."""
@@ -105,7 +106,14 @@ class Spellings:
         return found
 
     def keys(self, names: Iterable[str]) -> tuple[list[Key], list[str]]:
-        """Every tensor that belongs to an adapter, and the names that say nothing."""
+        """Every tensor that belongs to an adapter, and the names that say nothing; of one header found once."""
+        if self._last is not None and self._last[0] is names:
+            return self._last[1]
+        found = self._keys(names)
+        self._last = names, found
+        return found
+
+    def _keys(self, names: Iterable[str]) -> tuple[list[Key], list[str]]:
         keys: list[Key] = []
         junk: list[str] = []
         every = names if isinstance(names, Mapping) else dict.fromkeys(names)

@@ -84,6 +84,12 @@ def _form(
     joined, whole = bool(form.get("joined")), bool(form.get("whole"))
     replace, cut = form.get("replace") or (), form.get("cut") or {}
     also = form.get("also") or ()
+    if not (replace or cut or also or whole or form.get("below") or form.get("skip")):
+        size = len(_WEIGHT)
+        for name, target in _pairs(form, base, knowledge, held):
+            if name.endswith(_WEIGHT):
+                yield (name[:-size].replace(".", "_") if joined else name[:-size]), target
+        return
     for name, target in _pairs(form, base, knowledge, held):
         if not name.endswith(_WEIGHT):
             if whole:

@@ -13,7 +13,6 @@ from compatkit.adapters.coverage import Coverage, Mismatch, coverage
 from compatkit.adapters.encoders import encoder_names
 from compatkit.adapters.keys import Spellings, spellings
 from compatkit.adapters.routes import knows
-from compatkit.adapters.speller import Speller
 from compatkit.checks.loaders import Loader, at_least
 from compatkit.checks.parts import Part, of_role, title_of
 from compatkit.checks.subject import Builder, Subject
@@ -309,6 +308,8 @@ def _command(
     are those of another model."""
     if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused):
         return ""
+    from compatkit.adapters.speller import Speller
+
     speller = Speller(base, builder.rules, spelled)
     modules = {k.module for k in spelled.keys(lora.component.tensors)[0] if k.sense.algorithm}
     if not all(speller.find(m) for m in modules):
