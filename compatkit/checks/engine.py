@@ -164,8 +164,10 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _few(found: Sequence[Finding]) -> tuple[list[Finding], list[NotChecked]]:
-    """The findings, at most so many of a rule, and a note for each rule that has more: a hundred models beside a hundred
-    encoders are no set, and ten thousand findings help nobody."""
+    """The findings, at most so many of a rule, and a note for each rule that has more.
+
+    A hundred models beside a hundred encoders are no set, and ten thousand findings help nobody.
+    """
     kept: list[Finding] = []
     count: Counter[str] = Counter()
     for one in found:

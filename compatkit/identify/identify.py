@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from compatkit.identify import metadata
 from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, Trial, at_root, prefixes_of, under_prefixes
 from compatkit.identify.component import build, unknown
+from compatkit.identify.fragment import fragment
 from compatkit.identify.packing import Packings, Unpacked, View
 from compatkit.identify.schemes import Reader
 from compatkit.identify.solve import Match, Solver
@@ -67,7 +68,10 @@ def identify(
         left = [n for n in left if not (tolerated.match(n) or tolerated.match(n.rpartition(".")[2]))]
     if not components or len(left) > max(FEW_FOREIGN, FOREIGN_SHARE * len(unpacked.tensors)):
         part = left if components else list(unpacked.tensors)
-        components.append(unknown(header, unpacked, knowledge, part, rejected, force_role))
+        nothing = unknown(header, unpacked, knowledge, part, rejected, force_role)
+        if not components and (piece := fragment(header.source, unpacked, knowledge)):
+            nothing = replace(nothing, problems=(*nothing.problems, piece))
+        components.append(nothing)
     elif left:
         components[0] = replace(components[0], foreign=components[0].foreign + tuple(left))
     return components
