@@ -189,6 +189,54 @@ _SCAN = {
     "required": ["files", "bytes", "seconds", "complete"],
 }
 
+_PLACE = {
+    "type": ["object", "null"],
+    "properties": {
+        "module": {"type": "string"},
+        "op": {"type": "string", "description": "torch's operation"},
+        "max_abs": {"type": "number", "description": "largest finite magnitude of its results"},
+        "count": _COUNT | {"description": "values that are not finite"},
+    },
+}
+_FORWARD = {
+    "type": "object",
+    "properties": {
+        "runs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "description": "one call of a component, or what came of a latent, picture, round trip or bisection",
+                "properties": {
+                    "event": {"enum": ["run", "latent", "picture", "round-trip", "bisect"]},
+                    "component": {"type": "integer", "minimum": -1},
+                    "call": {"type": "string"},
+                    "step": _COUNT,
+                    "given": {"type": "string", "description": "what it was run with, in words"},
+                    "dtype": {"type": "string"},
+                    "seconds": {"type": "number"},
+                    "vram": _COUNT | {"description": "bytes torch took of the GPU; 0 on a CPU"},
+                    "operations": _COUNT,
+                    "largest": _PLACE,
+                    "broken": _PLACE | {"description": "the first operation that gave a NaN or Inf"},
+                    "runaway": _PLACE,
+                    "above": {"type": "array", "items": _PLACE, "description": "the first that are beyond fp16"},
+                    "above_count": _COUNT,
+                    "near": {"type": "array", "items": _PLACE},
+                },
+                "required": ["event", "component"],
+            },
+        },
+        "seconds": {"type": "number"},
+        "peak_memory": _COUNT | {"description": "bytes of its own that the process held; 0: not known"},
+        "complete": {"type": "boolean"},
+        "saved": _STRINGS | {"description": "files written: pictures, plots, the latent's statistics"},
+        "torch": {"type": "string"},
+        "device": {"type": "string"},
+        "dtype": {"type": "string"},
+    },
+    "required": ["runs", "seconds", "complete", "saved"],
+}
+
 
 _SERVER = {
     "type": "object",
@@ -266,7 +314,7 @@ def schema() -> dict[str, Any]:
                     "smoke": {
                         "type": "object",
                         "description": "numbers of `compatkit smoke`, by stage",
-                        "properties": {"scan": _SCAN, "comfyui": _SERVER},
+                        "properties": {"scan": _SCAN, "forward": _FORWARD, "comfyui": _SERVER},
                     },
                 },
                 "required": [
