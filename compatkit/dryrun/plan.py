@@ -32,38 +32,15 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to make one tensor of a class: its pieces joined by rows (axis 0), then reshaped to `shape`.
-
-    `altered` says that the file stores the values otherwise, and `undo` makes them the class's.
-    """
+    """How to make one tensor of a class: its pieces joined by rows (axis 0), then reshaped to `shape`."""
 
     pieces: tuple[Piece, ...]
     shape: tuple[int, ...]
-    altered: tuple[str, int] | None = None
 
     @property
     def plain(self) -> bool:
         """Whether it is one tensor of the file as it stands, up to sides of 1."""
         return len(self.pieces) == 1 and self.pieces[0].rows is None
-
-    def undo(self, values: Any) -> Any:
-        """The class's values from the file's joined ones, a torch or numpy array of any shape with as many elements.
-
-        Raises:
-            KeyError: how they are stored is known, but not how to undo it; the text is one sentence.
-        """
-        if self.altered is None:
-            return values
-        kind, amount = self.altered
-        if kind == "add":
-            return values - amount
-        if kind == "interleave":  # of each head's rows the file has one of the first half, one of the second, …
-            columns = 1
-            for side in self.shape[1:]:
-                columns *= side
-            turns = values.reshape(amount, self.shape[0] // amount // 2, 2, columns)
-            return turns.swapaxes(1, 2).reshape(values.shape)
-        raise KeyError(f"{self.pieces[0].source} is stored in another form than the class has")
 
 
 class _Run(NamedTuple):
@@ -107,7 +84,6 @@ def weight_plan(
     if of_file == of_class:
         return {n: Recipe((Piece(prefix + n, s),), s) for n, s in shapes.items()}
     in_file = _whole(expected_shapes(document, of_file, symbols, options))
-    altered = _altered(document, of_file, symbols)
     own_shapes = _whole(expected_shapes(document, next(iter(document["layouts"])), symbols, options))
     at: dict[str, list[tuple[int, str, int, int | None]]] = {}  # own name -> (own start, file name, file start, rows)
     for name, runs in _composition(document, of_file, symbols, own_shapes):
@@ -123,25 +99,8 @@ def weight_plan(
             continue
         pieces = [p for run in runs for p in _gather(run, at.get(run.own, []), own_shapes, in_file, prefix)]
         if runs and None not in pieces:
-            made = _joined([p for p in pieces if p is not None])
-            changes = {altered[n] for p in made if (n := p.source.removeprefix(prefix)) in altered}
-            change = None if not changes else next(iter(changes)) if len(made) == 1 else ("other", 0)
-            plan[name] = Recipe(made, shapes[name], change)
+            plan[name] = Recipe(_joined([p for p in pieces if p is not None]), shapes[name])
     return plan
-
-
-def _altered(document: Mapping[str, Any], layout: str, symbols: Mapping[str, int]) -> dict[str, tuple[str, int]]:
-    """Name -> how its values are stored otherwise in this layout than in the family's own."""
-    spec = document["layouts"][layout]
-    out: dict[str, tuple[str, int]] = {}
-    for number, (kind, amount) in spec.get("altered", {}).items():
-        format_, ranges, *_ = spec["lines"][int(number)]
-        try:
-            change = (str(kind), evaluate(amount, symbols))
-            out.update(dict.fromkeys(names(Pattern(format_, ranges), symbols), change))
-        except KeyError:
-            continue
-    return out
 
 
 def _whole(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -217,7 +217,6 @@ def _layout_document(layout: Layout) -> dict[str, Any]:
         "bind": direct,
         "derive": derived,
         "runs": runs,
-        **({"altered": {str(i): list(a) for i, a in layout.altered.items()}} if layout.altered else {}),
     }
 
 

@@ -118,15 +118,11 @@ _MERGED = {
 
 @dataclass(slots=True)
 class Layout:
-    """A family's tensors as one layout spells them. `origins` is empty for the family's own layout.
-
-    `altered` says of some lines, by number, how their values are stored otherwise than in the own layout.
-    """
+    """A family's tensors as one layout spells them. `origins` is empty for the family's own layout."""
 
     name: str
     lines: list[Line]
     origins: list[keymap.Origin] = field(default_factory=list)
-    altered: dict[int, tuple[str, Expr]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -343,8 +339,7 @@ def _layout(
         return new
 
     mapped = keymap.apply(operations, list(lines), complain, where, added)
-    altered = {i: m.alter for i, m in enumerate(mapped) if m.alter}
-    return Layout(name, [m.line for m in mapped], [m.origin for m in mapped], altered)
+    return Layout(name, [m.line for m in mapped], [m.origin for m in mapped])
 
 
 Place = tuple[RuleFile, tuple[Hashable, ...]]

@@ -9,7 +9,6 @@ A map is a list of operations, each anchored on whole segments of a name:
     - swap:   ["final_layer.adaLN.1"]    # halves along rows are exchanged; `{name: rows}`: where it has so many
     - reshape: {"**.proj_in.weight": [o, i], "**.attn.q.weight": ["@0", "@1"]}   # `@0`: the tensor's own first side
     - add:    {tree}                     # tensors only this layout has
-    - alter:  {"**.q_proj": {interleave: heads}, "**.norm": {add: 1}}   # values that this layout stores otherwise
 
 `{i}` stands for one index, `*` for one segment, `**` (first only) for any leading segments; what follows the match is
 kept. `split` takes `rows` (sizes) where the pieces are unequal. A `to` index may be computed from a literal one:
@@ -27,9 +26,7 @@ from compatkit.knowledge.expr import Expr, ExprError, evaluate, parse
 from compatkit.knowledge.lines import Complain, Line, Shape, _shapes
 from compatkit.knowledge.patterns import Pattern
 
-OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add", "alter")
-#: What may be done to values: the halves of each head's rows taken in turns, a number added, or something not undone.
-ALTERATIONS = ("interleave", "add", "other")
+OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,6 @@ class Mapped:
 
     line: Line
     origin: Origin
-    alter: tuple[str, Expr] | None = None
 
 
 _TOKEN = re.compile(r"\{([^{}]*)\}")
@@ -154,9 +150,6 @@ def apply(
             elif kind == "drop":
                 matchers = [Matcher(str(p)) for p in argument]
                 mapped = [m for m in mapped if not any(x.match(m.line.pattern.format) for x in matchers)]
-            elif kind == "alter":
-                for source, change in argument.items():
-                    mapped = _alter(Matcher(str(source)), change, mapped)
             elif kind == "swap":
                 mapped = [_swapped(m) if _swaps(argument, m) else m for m in mapped]
             else:
@@ -217,14 +210,6 @@ def _rename(matcher: Matcher, target: str, mapped: list[Mapped]) -> list[Mapped]
     return out
 
 
-def _alter(matcher: Matcher, change: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
-    (kind, amount), *others = change.items()
-    if others or kind not in ALTERATIONS:
-        raise ExprError(f"values are altered in one way: {', '.join(ALTERATIONS)}")
-    altered = (str(kind), parse(amount))
-    return [replace(m, alter=altered) if matcher.match(m.line.pattern.format) else m for m in mapped]
-
-
 def _split(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
     matcher, targets = Matcher(argument["from"]), argument["to"]
     sizes = [parse(r) for r in argument["rows"]] if "rows" in argument else None
@@ -234,8 +219,6 @@ def _split(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
         if not found or not m.line.shapes or not m.line.shapes[0]:
             out.append(m)
             continue
-        if m.alter:
-            raise ExprError(f"{m.line.pattern.format!r} is altered: split it before that")
         rows = m.line.shapes[0][0]
         parts = sizes or [_divide(rows, len(targets))] * len(targets)
         start: Expr = 0
@@ -284,8 +267,6 @@ def _fuse(argument: Mapping[str, Any], mapped: list[Mapped]) -> list[Mapped]:
             if found:
                 name = render(target, *found)
                 key = (name, str(m.line.pattern.ranges), m.line.group, str(m.line.when))
-                if m.alter:
-                    raise ExprError(f"{m.line.pattern.format!r} is altered: fuse it before that")
                 pieces = waiting.setdefault(key, {})
                 if position in pieces:
                     raise ExprError(f"{m.line.pattern.format!r} is there twice")

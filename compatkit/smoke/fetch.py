@@ -90,12 +90,7 @@ class Fetcher:
         """Whether the tensor is a view of the file: one run of rows, stored as it is computed with, unchanged."""
         parts = self.parts(recipe)
         plain = len(parts) == 1 and f"torch.{parts[0].coding.direct}" == str(dtype)
-        return (
-            plain
-            and recipe.altered is None
-            and not self._patched(parts[0])
-            and self.weights.local(parts[0].piece.source)
-        )
+        return plain and not self._patched(parts[0]) and self.weights.local(parts[0].piece.source)
 
     def changed(self, recipe: Recipe) -> bool:
         """Whether any of its rows is changed on the way."""
@@ -117,8 +112,7 @@ class Fetcher:
             return raw.view(dtype).view(recipe.shape)
         out = torch.empty(recipe.shape, dtype=dtype)
         self.fill(parts, out, lambda part: [self.span(s) for s in part.coding.spans])
-        undone: torch.Tensor = recipe.undo(out)
-        return undone
+        return out
 
     def fill(self, parts: tuple[Part, ...], out: torch.Tensor, bring: Callable[[Part], list[torch.Tensor]]) -> None:
         """Write the values of all parts into `out`; `bring` gives the bytes of a part's spans on its device."""

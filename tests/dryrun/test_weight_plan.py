@@ -24,9 +24,6 @@ layouts:
     - drop: [final.bias]
     - reshape: {"**.mlp.weight": [ffn, hidden, 1]}
     - add: {extra: "lin(2, 2)"}
-  turned:
-    - alter: {"blocks.{i}.mlp": {interleave: layers}, "blocks.{i}.norm1": {add: 1}, img_in: {other: 0}}
-    - rename: {blocks: blk}
 """
 SYMBOLS = {"hidden": 4, "patch": 6, "layers": 2, "ffn": 8}
 Values = Mapping[str, list[int]]
@@ -97,19 +94,6 @@ def test_what_a_layout_lacks_or_adds_has_no_recipe(plain: Knowledge) -> None:
 def test_sources_carry_the_prefix_of_the_file(plain: Knowledge) -> None:
     recipe = plan(plain, "native", "cut", "model.")["patch_in.weight"]
     assert recipe.pieces == (Piece("model.img_in.weight", (4, 6)),)
-
-
-def test_values_that_a_layout_stores_otherwise_are_put_back(plain: Knowledge) -> None:
-    recipes = plan(plain, "turned", "native")
-    numpy = pytest.importorskip("numpy")
-    # two heads of four rows: 0 1 2 3 | 4 5 6 7 are stored as 0 2 1 3 | 4 6 5 7
-    stored = numpy.repeat(numpy.array([0, 2, 1, 3, 4, 6, 5, 7]), 4).reshape(8, 4)
-    assert recipes["blocks.1.mlp.weight"].undo(stored)[:, 0].tolist() == list(range(8))
-    assert recipes["blocks.0.norm1.weight"].undo(numpy.array([1.5, 1.0])).tolist() == [0.5, 0.0]
-    assert recipes["final.weight"].undo("as it is") == "as it is"
-    with pytest.raises(KeyError, match="img_in.weight is stored in another form"):
-        recipes["img_in.weight"].undo(stored)
-    assert plan(plain, "turned", "turned")["blk.1.mlp.weight"].altered is None
 
 
 @pytest.mark.parametrize("layout", ["native", "cut", "joined"])
