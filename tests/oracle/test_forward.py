@@ -82,15 +82,26 @@ def test_the_whole_model_runs_without_weights(name: str, family: str) -> None:
         assert ran.shape
 
 
-@pytest.mark.parametrize(
-    ("family", "replace", "op", "module", "message"),
-    [
-        ("z_image_turbo", {"context_dim": 2304}, "mul", "cap_embedder.0", "The size of tensor a (2304) must match the size of tensor b (2560) at non-singleton dimension 1"),
-        ("lumina2", {"context_dim": 2560}, "mul", "time_caption_embed.caption_embedder.0", "The size of tensor a (2560) must match the size of tensor b (2304) at non-singleton dimension 2"),
-        ("sdxl", {"context_dim": 768}, "linear", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "mat1 and mat2 shapes cannot be multiplied (77x768 and 2048x640)"),
-        ("sd15_vae", {"z": 16}, "conv2d", "post_quant_conv", "Given groups=1, weight of size [4, 4, 1, 1], expected input[1, 16, 8, 8] to have 4 channels, but got 16 channels instead"),
-    ],
-)  # fmt: skip
+BROADCAST = "The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton dimension {}"
+CHANNELS = (
+    "Given groups=1, weight of size [4, 4, 1, 1], expected input[1, 16, 8, 8] to have 4 channels, "
+    "but got 16 channels instead"
+)
+WRONG = [
+    ("z_image_turbo", {"context_dim": 2304}, "mul", "cap_embedder.0", BROADCAST.format(2304, 2560, 1)),
+    (
+        *("lumina2", {"context_dim": 2560}, "mul", "time_caption_embed.caption_embedder.0"),
+        BROADCAST.format(2560, 2304, 2),
+    ),
+    (
+        *("sdxl", {"context_dim": 768}, "linear", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
+        "mat1 and mat2 shapes cannot be multiplied (77x768 and 2048x640)",
+    ),
+    ("sd15_vae", {"z": 16}, "conv2d", "post_quant_conv", CHANNELS),
+]
+
+
+@pytest.mark.parametrize(("family", "replace", "op", "module", "message"), WRONG)
 def test_a_wrong_width_fails_with_the_words_of_the_cpu(
     family: str, replace: dict[str, int], op: str, module: str, message: str
 ) -> None:
@@ -100,13 +111,13 @@ def test_a_wrong_width_fails_with_the_words_of_the_cpu(
     assert weight.name == f"{module}.weight"
 
 
+RANK = "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [1, 4, 1, 8, 8]"
+DTYPE = "Input type (c10::Half) and bias type (c10::BFloat16) should be the same"
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype", "message"),
-    [
-        ((1, 4, 1, 8, 8), "bfloat16", "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [1, 4, 1, 8, 8]"),
-        ((1, 4, 8, 8), "float16", "Input type (c10::Half) and bias type (c10::BFloat16) should be the same"),
-    ],
-)  # fmt: skip
+    ("shape", "dtype", "message"), [((1, 4, 1, 8, 8), "bfloat16", RANK), ((1, 4, 8, 8), "float16", DTYPE)]
+)
 def test_a_latent_of_another_rank_or_dtype_fails_with_the_words_of_the_cpu(
     shape: tuple[int, ...], dtype: str, message: str
 ) -> None:
