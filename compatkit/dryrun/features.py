@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part
@@ -15,15 +16,68 @@ from compatkit.dryrun.planner import Planner
 from compatkit.dryrun.probe import FORWARD, LOADING, Probe
 
 
+class Given(NamedTuple):
+    """An encoder in its slot: the component, what rules see of it, and what the runtime's CLIP type makes of it."""
+
+    part: Part
+    fields: Mapping[str, Any]
+    route: Mapping[str, Any]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the class that the runtime builds has no place for it: its slot is filled with random weights.
+
+        An encoder of the right kind that the runtime's tables have no name for is found by the class itself.
+        """
+        name = self.fields.get("loaded_as")
+        if not self.route.get("together") or name in self.route["parts"]:
+            return False
+        return bool(name) or self.fields.get("stands") != "fills"
+
+
+@dataclass(slots=True)
+class _Run:
+    """One diffusion model in one runtime, and the encoder in each of its slots."""
+
+    diffusion: Part
+    seating: Seating
+    loader: Loader
+    given: dict[int, Given]
+
+    def alone(self) -> Given | None:
+        """The only encoder, where the runtime builds a class for one file: it feeds every input."""
+        single = len(self.given) == 1 and self.loader.table.get("clip_types")
+        return next(iter(self.given.values())) if single else None
+
+
+@dataclass(slots=True)
+class _Input:
+    """One input of the model: its name, its junction, its place in the forward pass, and the slots that go into it."""
+
+    name: str
+    junction: Mapping[str, Any] | None
+    order: int
+    slots: list[int]
+
+    @property
+    def about(self) -> str:
+        """What it is about: context, pooled, …"""
+        return junctions.about(self.junction, "context") if self.junction else "context"
+
+
 class Features(Planner):
     """Loads encoders and gives their output to the model."""
 
     def encoders(self) -> None:
+        """The probes of every encoder in every runtime."""
         for subject in self.builder.subjects.get("encoder", ()):
             self._load(subject)
         for index, seating in self.builder.seatings.items():
             for loader in self.builder.loaders:
-                self._features(self.parts[index], seating, loader)
+                run = _Run(self.parts[index], seating, loader, {})
+                run.given = self._given(run)
+                if run.given or seating.missing:
+                    self._inputs(run)
 
     def _load(self, subject: Subject) -> None:
         """The token embedding into the class that the runtime builds: its rows are compared while loading."""
@@ -50,171 +104,123 @@ class Features(Planner):
         self.add(probe)
         probe.components = subject.components
 
-    def _features(self, diffusion: Part, seating: Seating, loader: Loader) -> None:
-        """What the encoders give, into each input of the model, in the order of its forward pass."""
-        by_slot = self._outputs(diffusion, seating, loader)
-        if not by_slot and not seating.missing:
-            return
-        names = list(seating.card.get("junctions") or {})
-        wanted = [*names, *(s.into for s in seating.slots if s.into and s.into not in names)]
-        for order, name in enumerate(dict.fromkeys(wanted)):
-            junction = junctions.entry(seating.card, name, loader.name)
-            order = int((junction or {}).get("at", order + 1))
-            slots = [i for i, s in enumerate(seating.slots) if s.into == name]
-            if slots:
-                self._text(diffusion, seating, loader, name, junction, slots, by_slot, order)
-            elif junction and junction.get("pooled"):
-                self._pooled(diffusion, seating, loader, name, junction, by_slot, order)
-
-    def _outputs(self, diffusion: Part, seating: Seating, loader: Loader) -> dict[int, tuple[Part, dict[str, Any]]]:
-        """Slot -> (encoder, its fields as rules see them, with the route)."""
-        seated = {p.index: i for i, p in (*seating.filled.items(), *seating.stand_ins.items())}
+    def _given(self, run: _Run) -> dict[int, Given]:
+        """Slot -> the encoder in it."""
+        seated = {p.index: i for i, p in (*run.seating.filled.items(), *run.seating.stand_ins.items())}
         out = {}
         for subject in self.builder.subjects.get("encoder", ()):
-            if subject.loader is not loader or subject.components[0] != diffusion.index:
+            if subject.loader is not run.loader or subject.components[0] != run.diffusion.index:
                 continue
             index = seated.get(subject.components[1])
             if index is not None:
-                values = subject.values
-                out[index] = (
-                    self.parts[subject.components[1]],
-                    {**values["encoder"], "route": values.get("route") or {}},
-                )
+                part, values = self.parts[subject.components[1]], subject.values
+                out[index] = Given(part, values["encoder"], values.get("route") or {})
         return out
 
-    def _text(
-        self,
-        diffusion: Part,
-        seating: Seating,
-        loader: Loader,
-        name: str | None,
-        junction: Mapping[str, Any] | None,
-        slots: Sequence[int],
-        by_slot: Mapping[int, tuple[Part, dict[str, Any]]],
-        order: int,
-    ) -> None:
-        about = junctions.about(junction, "context") if junction else "context"
-        given = [by_slot[i] for i in slots if i in by_slot]
-        missing = [i for i in slots if i in seating.missing]
-        if not given and not missing:
+    def _inputs(self, run: _Run) -> None:
+        """What the encoders give, into each input of the model, in the order of its forward pass."""
+        names = list(run.seating.card.get("junctions") or {})
+        names += [s.into for s in run.seating.slots if s.into]
+        for order, name in enumerate(dict.fromkeys(names)):
+            junction = junctions.entry(run.seating.card, name, run.loader.name)
+            place = int((junction or {}).get("at", order + 1))
+            here = _Input(name, junction, place, [i for i, s in enumerate(run.seating.slots) if s.into == name])
+            if here.slots:
+                self._text(run, here)
+            elif junction and junction.get("pooled"):
+                self._pooled(run, here, junction)
+
+    def _text(self, run: _Run, here: _Input) -> None:
+        given = [run.given[i] for i in here.slots if i in run.given]
+        if not given and not any(i in run.seating.missing for i in here.slots):
             return
-        if self.stopped(about, loader, diffusion, *(p for p, _ in given)):
+        if self.stopped(here.about, run.loader, run.diffusion, *(g.part for g in given)):
             return
-        if junction is None and loader.name in ((seating.card.get("junctions") or {}).get(name) or {}).get(
-            "runtimes", {}
-        ):
-            self.gap(about, f"in {loader.label} a component of its own takes {name}", blocks=False)
+        if here.junction is None:
+            self._unwritten(run, here)
             return
-        if junction is None:
-            part = (given or list(by_slot.values()))[0][0]
-            self.gap(about, f"no operation is written down for {name} of {diffusion.fields['title']} ({part.role})")
-            return
-        steps = self.steps(about, junction, diffusion, loader)
+        steps = self.steps(here.about, here.junction, run.diffusion, run.loader)
         if steps is None:
             return
         # Encoders that are joined run as one tensor; others that go into the same input come one by one.
-        joined = [i for i in slots if seating.slots[i].join == "concat"]
-        for group in [joined] if joined else [[i] for i in slots]:
-            self._one_input(diffusion, seating, loader, about, junction, steps, group, by_slot, order, name)
+        joined = [i for i in here.slots if run.seating.slots[i].join == "concat"]
+        for group in [joined] if joined else [[i] for i in here.slots]:
+            self._group(run, here, here.junction, steps, group)
 
-    def _one_input(
+    def _unwritten(self, run: _Run, here: _Input) -> None:
+        entry = (run.seating.card.get("junctions") or {}).get(here.name) or {}
+        if run.loader.name in (entry.get("runtimes") or {}):
+            self.gap(here.about, f"in {run.loader.label} a component of its own takes {here.name}", blocks=False)
+            return
+        title = run.diffusion.fields["title"]
+        self.gap(here.about, f"no operation is written down for {here.name} of {title}")
+
+    def _group(
         self,
-        diffusion: Part,
-        seating: Seating,
-        loader: Loader,
-        about: str,
+        run: _Run,
+        here: _Input,
         junction: Mapping[str, Any],
         steps: list[dict[str, Any]],
         group: Sequence[int],
-        by_slot: Mapping[int, tuple[Part, dict[str, Any]]],
-        order: int,
-        name: str | None,
     ) -> None:
-        here = [by_slot[i] for i in group if i in by_slot]
-        # An encoder of the right kind that the tables have no name for is found by the class itself.
-        lost = [
-            p
-            for p, f in here
-            if f["route"].get("together")
-            and f.get("loaded_as") not in f["route"]["parts"]
-            and (f.get("loaded_as") or f.get("stands") != "fills")
-        ]
-        unfed = [i for i in group if i in seating.missing]
-        alone = self._alone(by_slot, loader) if unfed and not here else None
+        """One tensor that goes into an input: what the encoders of these slots give, side by side."""
+        by_slot = {i: run.given[i] for i in group if i in run.given}
+        missing = [i for i in group if i in run.seating.missing]
+        alone = run.alone() if missing and not by_slot else None
         if alone:
-            here, by_slot = [alone], {**by_slot, unfed[0]: alone}
-        if lost or (unfed and not here):
-            giver = lost[0] if lost else next(iter(by_slot.values()), (diffusion, {}))[0]
-            step = {**next(s for s in steps if "weight" in s), "op": "none"}
-            self.add(
-                Probe("unfed", giver, diffusion, loader, None, [step], str(name), FORWARD, order, junction=str(name))
-            )
+            by_slot[missing[0]] = alone
+        lost = next((g for g in by_slot.values() if g.lost), None)
+        if lost or (missing and not by_slot):
+            self._unfed(run, here, steps, lost)
             return
-        if not here:
+        if not by_slot:
             return
-        width, notes = 0, []
-        whole: int | None = None
+        width, whole, notes = 0, None, list[str]()
         for i in group:
-            slot = seating.slots[i]
+            slot = run.seating.slots[i]
             if i in by_slot:
-                part, fields = by_slot[i]
-                output = fields.get("output_width")
+                output = by_slot[i].fields.get("output_width")
                 if output is None:
-                    self.gap(about, f"the width of {part.fields['name']} is not known")
+                    self.gap(here.about, f"the width of {by_slot[i].part.fields['name']} is not known")
                     return
                 width += output
             elif slot.optional and slot.join == "concat":
-                absent = self.builder.rules.fixed(slot.kinds[0], "width")
-                width += absent or 0
+                width += self.builder.rules.fixed(slot.kinds[0], "width") or 0
                 notes.append(f"{slot.kinds[0]} is not there: zeros stand for it")
             if slot.join == "pad":
-                whole = diffusion.number(slot.into) if slot.into else None
-        tokens = junction.get("tokens") or (TOKENS if about == "context" else None)
-        shape = (1, tokens, width) if tokens else (1, width)
+                whole = run.diffusion.number(here.name)
         if whole and width < whole:
             steps = [{"op": "widen", "size": whole}, *steps]
-        parts = [p for p, _ in here]
-        what = f"{'pooled vector' if about == 'pooled' else 'text features'} of {_names(parts)}"
-        probe = Probe(about, parts[0], diffusion, loader, shape, list(steps), what, FORWARD, order, notes=tuple(notes))
-        probe.junction = str(name)
-        probe.dtype = self.model(diffusion).dtype(next((s["own"] for s in steps if "own" in s), ""))
-        self.add(probe)
-        probe.components = tuple(dict.fromkeys((diffusion.index, *(p.index for p in parts))))
+        tokens = junction.get("tokens") or (TOKENS if here.about == "context" else None)
+        shape = (1, tokens, width) if tokens else (1, width)
+        parts = [g.part for g in by_slot.values()]
+        names = " and ".join(str(p.fields["name"]) for p in parts)
+        what = f"{'pooled vector' if here.about == 'pooled' else 'text features'} of {names}"
+        self._into(run, here, Probe(here.about, parts[0], run.diffusion, run.loader, shape, list(steps), what), notes)
+        self.plan.probes[-1].components = tuple(dict.fromkeys((run.diffusion.index, *(p.index for p in parts))))
 
-    @staticmethod
-    def _alone(
-        by_slot: Mapping[int, tuple[Part, dict[str, Any]]], loader: Loader
-    ) -> tuple[Part, dict[str, Any]] | None:
-        """The only encoder of a set, where the runtime builds a class for one file: it feeds every input."""
-        if len(by_slot) != 1 or not loader.table.get("clip_types"):
-            return None
-        return next(iter(by_slot.values()))
+    def _unfed(self, run: _Run, here: _Input, steps: Sequence[dict[str, Any]], lost: Given | None) -> None:
+        """An input that gets nothing."""
+        someone = lost or next(iter(run.given.values()), None)
+        giver = someone.part if someone else run.diffusion
+        step = {**next(s for s in steps if "weight" in s), "op": "none"}
+        self._into(run, here, Probe("unfed", giver, run.diffusion, run.loader, None, [step], here.name))
 
-    def _pooled(
-        self,
-        diffusion: Part,
-        seating: Seating,
-        loader: Loader,
-        name: str,
-        junction: Mapping[str, Any],
-        by_slot: Mapping[int, tuple[Part, dict[str, Any]]],
-        order: int,
-    ) -> None:
+    def _pooled(self, run: _Run, here: _Input, junction: Mapping[str, Any]) -> None:
         """A vector that one of the encoders gives beside its features; that of another where it is not there."""
         kinds = {str(k) for k in junction["pooled"]}
-        givers = [p for p, _ in by_slot.values() if kinds & set(p.component.families)]
-        part = next(iter(givers), None) or next((p for p, _ in by_slot.values()), None)
-        if part is None or self.stopped("pooled", loader, diffusion, part):
+        parts = [g.part for g in run.given.values()]
+        part = next((p for p in parts if kinds & set(p.component.families)), None) or next(iter(parts), None)
+        if part is None or self.stopped("pooled", run.loader, run.diffusion, part):
             return
-        width = part.number("projection_dim") or (part.number("width") if not givers else None) or part.number("width")
-        steps = self.steps("pooled", junction, diffusion, loader)
-        if steps is None or width is None:
-            return
-        what = f"pooled vector of {part.fields['name']}"
-        probe = Probe("pooled", part, diffusion, loader, (1, width), steps, what, FORWARD, order, junction=name)
-        probe.dtype = self.model(diffusion).dtype(junction["module"])
+        width = part.number("projection_dim") or part.number("width")
+        steps = self.steps("pooled", junction, run.diffusion, run.loader)
+        if steps is not None and width is not None:
+            what = f"pooled vector of {part.fields['name']}"
+            self._into(run, here, Probe("pooled", part, run.diffusion, run.loader, (1, width), steps, what))
+
+    def _into(self, run: _Run, here: _Input, probe: Probe, notes: Sequence[str] = ()) -> None:
+        """Add a probe of an input."""
+        probe.stage, probe.order, probe.junction, probe.notes = FORWARD, here.order, here.name, tuple(notes)
+        probe.dtype = self.model(run.diffusion).dtype(next((s["own"] for s in probe.steps if "own" in s), ""))
         self.add(probe)
-
-
-def _names(parts: Sequence[Part]) -> str:
-    return " and ".join(str(p.fields["name"]) for p in parts)
