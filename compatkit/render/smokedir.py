@@ -63,7 +63,7 @@ def read(folder: Path, sources: list[str]) -> Smoke:
     except OSError as e:
         raise SourceError(
             f"--smoke: {path.name} in that folder cannot be read ({e.strerror or e}); make it with `compatkit smoke"
-            " … -o report.json`"
+            " … --save DIR -o DIR/report.json`"
         ) from None
     except (ValueError, RecursionError):
         raise SourceError("--smoke: report.json is no JSON") from None
@@ -160,13 +160,16 @@ def _lists(value: Any, depth: int = 0) -> Iterator[list[Mapping[str, Any]]]:
         if any(_name(r) and _magnitude(r) for r in rows):
             yield rows
             return
+    if isinstance(value, dict) and any(isinstance(v, dict) and _magnitude(v) for v in value.values()):
+        yield [{**v, "name": str(k)} for k, v in value.items() if isinstance(v, dict)]
+        return
     if depth < 4 and isinstance(value, (dict, list)):
         for child in value.values() if isinstance(value, dict) else value[:40]:
             yield from _lists(child, depth + 1)
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return next((str(row[k]) for k in ("module", "tensor", "name", "label") if isinstance(row.get(k), str)), "")
+    return next((str(row[k]) for k in ("name", "module", "tensor", "label") if isinstance(row.get(k), str)), "")
 
 
 def _magnitude(row: Mapping[str, Any]) -> float:

@@ -148,6 +148,12 @@ def test_findings_pictures_and_plots_join_the_report(tmp_path: Path) -> None:
     assert "smoke test" in incident_markdown(Incident(shown, {}, smoke=found))
 
 
+def test_measured_tensors_by_name_are_a_plot(tmp_path: Path) -> None:
+    measured = {f"layers.{i}.weight": {"dtype": "F16", "max_abs": 1.0 + i} for i in range(5)}
+    found = read(left(tmp_path, smoke={"scan": {"files": [{"source": "x", "measured": measured}]}}), [])
+    assert [(p.title, [name for name, _, _ in p.bars]) for p in found.plots] == [("scan", list(measured))]
+
+
 def test_without_pictures_the_page_may_show_none() -> None:
     assert "img-src" not in incident_html(Incident(report(), {}))
 
