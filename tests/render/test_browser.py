@@ -125,7 +125,8 @@ def test_the_keyboard_opens_tables_and_scrolls_what_is_wide(browser: Any, page_f
     before = page.evaluate(opened)
     for _ in range(40):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
+        closed = "document.activeElement.tagName === 'SUMMARY' && !document.activeElement.parentElement.open"
+        if page.evaluate(closed):
             page.keyboard.press("Enter")
             break
     assert page.evaluate(opened) == before + 1
