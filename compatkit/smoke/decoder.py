@@ -55,7 +55,7 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
     saved = _save(trial, picture, "picture.png")
     trial.emit({"event": "picture", "component": member.index, "given": given, "path": saved,
                 "statistics": found.statistics(), "fields": found.fields(saved)})  # fmt: skip
-    if found.verdict != "ok" and not gave.broken and given == "the latent of the model":
+    if found.verdict in ("nan", "black", "constant") and not gave.broken and given == "the latent of the model":
         gave.broken, gave.where = f"the picture is {found.verdict}", member.index
 
 

@@ -17,7 +17,8 @@ from compatkit.smoke.facts import number
 from compatkit.smoke.judge import Judge
 from compatkit.smoke.record import FP16_MAX, FP16_NEAR
 from compatkit.smoke.session import Limits, _texts, merged
-from compatkit.sources.open import is_remote
+from compatkit.sources.open import is_remote, shown_name
+from compatkit.stacks import wholes
 from compatkit.vocabulary import Component, NotChecked, Report, Stack
 
 #: Roles whose models are run, or change one that is.
@@ -64,7 +65,8 @@ def ran(
     job = {
         "do": "forward", "members": members, "rules": [str(r) for r in rules], "offline": offline,
         "dtype": DTYPES.get(str(how.settings.get("dtype") or "").lower()), "device": how.device, "vram": how.vram,
-        "steps": how.steps, "save": how.save, "bisect": how.bisect, "settings": dict(how.settings),
+        "steps": how.steps, "save": how.save, "bisect": how.bisect,
+        "settings": {**how.settings, **_strengths(report, sources)},
     }  # fmt: skip
     # a driver maps far more than it uses: the bound of the system would stop it, the watch over it does not
     memory = None if how.device != "cpu" else limits.memory
@@ -78,6 +80,13 @@ def ran(
                "complete": not outcome.why, "saved": saved, **_begin(events)}  # fmt: skip
     report = merged(report, judge.findings, judge.checked, [*judge.not_checked.values(), *missing])
     return replace(report, smoke={**report.smoke, "forward": numbers})
+
+
+def _strengths(report: Report, sources: Sequence[str]) -> dict[str, str]:
+    """How strongly each LoRA is applied, where a stack file says so: by its index, as settings of the worker."""
+    stack = wholes.named(list(sources)).stack
+    told = {shown_name(e.source): e.strength for e in (stack.entries if stack else ()) if e.strength is not None}
+    return {f"strength:{i}": str(told[c.source]) for i, c in enumerate(report.components) if c.source in told}
 
 
 def _members(report: Report, texts: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[NotChecked]]:
@@ -114,6 +123,8 @@ def _judged(report: Report, events: Sequence[Mapping[str, Any]], knowledge: Know
         if index < 0:
             continue
         fields = every[index].fields
+        if kind in ("latent", "picture") and _too_early(report, events, event, knowledge, how):
+            continue
         if kind == "latent":
             judge.one(Subject("latent", _makers(every, index), {"latent": event["fields"]}))
         elif kind == "picture" and event.get("given") == "the latent of the model":
@@ -127,6 +138,24 @@ def _judged(report: Report, events: Sequence[Mapping[str, Any]], knowledge: Know
             guilt["tried"] = [f"{t['swap']}: {t['broken'] or 'runs'}" for t in event["tried"]]
             judge.one(Subject("guilt", (index,), {"component": fields, "guilt": guilt}))
     return judge
+
+
+#: Verdicts that hold however few steps were made, and whatever the embeddings were.
+_CERTAIN = ("ok", "nan", "black", "constant", "statistics")
+
+
+def _too_early(
+    report: Report, events: Sequence[Mapping[str, Any]], event: Mapping[str, Any], knowledge: Knowledge, how: Run
+) -> bool:
+    """Whether a verdict says nothing of the set: noise is what a model gives of noise, or after too few steps."""
+    if event["fields"]["verdict"] in _CERTAIN:
+        return False
+    index = next((i for i, c in enumerate(report.components) if c.role == "diffusion"), -1)
+    if index < 0:
+        return True
+    calls = _by_component(events).get(index, [])
+    steps = (knowledge.family(str(report.components[index].family)).get("sampling") or {}).get("steps") or [20]
+    return how.steps < int(steps[0]) or any(c["given"] != "the encoder's hidden states" for c in calls)
 
 
 def _makers(every: Sequence[Part], vae: int) -> tuple[int, ...]:
