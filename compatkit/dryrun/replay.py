@@ -51,23 +51,29 @@ def exact_errors(torch: Any) -> Any:
     class ExactErrors(TorchFunctionMode):  # type: ignore[misc]
         """Repeats what fails on the CPU."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixed: set[tuple[Any, ...]] = set()  # dtypes that an operation has been found to take together
+
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             name = getattr(func, "__name__", "")
             if name in _NOT_WORTH:
                 return func(*args, **kwargs)
             if name in _STRICT:
-                tensors = list(_tensors(torch, (args, kwargs)))
-                if len({t.dtype for t in tensors if t.is_floating_point() or name in _SAME}) > 1:
+                tensors = _tensors(torch, (args, kwargs))
+                dtypes = (name, *(t.dtype for t in tensors if t.is_floating_point() or name in _SAME))
+                if len(set(dtypes)) > 2 and dtypes not in self.mixed:
                     said = replayed(torch, func, args, kwargs)
                     if said is not None:
                         raise OpFailed(name, str(said), "", tensors, type(said).__name__)
+                    self.mixed.add(dtypes)
             try:
                 return func(*args, **kwargs)
             except OpFailed:
                 raise
             except Exception as e:
-                tensors = list(_tensors(torch, (args, kwargs)))
+                tensors = _tensors(torch, (args, kwargs))
                 if not any(t.device.type == "meta" for t in tensors):
                     raise
                 said = replayed(torch, func, args, kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 #: Values are kept beside tensors of at most so many elements: whole numbers decide, floats hardly ever do.
@@ -49,7 +49,7 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
             name = getattr(func, "__name__", "")
             if name == "__get__":
                 return func(*args, **kwargs)
-            tensors = list(_tensors(torch, (args, kwargs)))
+            tensors = _tensors(torch, (args, kwargs))
             meta = [t for t in tensors if t.device.type == "meta"]
             known = all(t in self.values for t in meta)
             try:
@@ -144,7 +144,7 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
 
             try:
                 here, there = _on_cpu(torch, _map(torch, args, real)), _on_cpu(torch, _map(torch, kwargs, real))
-                if not any(True for _ in _tensors(torch, (args, kwargs))):
+                if not _tensors(torch, (args, kwargs)):
                     there = {**there, "device": "cpu"}
                 with torch._C.DisableTorchFunction(), torch.device("cpu"):
                     return func(*here, **there)
@@ -209,15 +209,22 @@ class _Failed:
 _FAILED = _Failed()
 
 
-def _tensors(torch: Any, tree: Any) -> Iterator[Any]:
-    if isinstance(tree, torch.Tensor):
-        yield tree
+def _tensors(torch: Any, tree: Any) -> list[Any]:
+    """Every tensor in the arguments or the result of an operation."""
+    found: list[Any] = []
+    _collect(torch.Tensor, tree, found)
+    return found
+
+
+def _collect(kind: type, tree: Any, found: list[Any]) -> None:
+    if isinstance(tree, kind):
+        found.append(tree)
     elif isinstance(tree, (list, tuple)):
         for item in tree:
-            yield from _tensors(torch, item)
-    elif isinstance(tree, Mapping):
+            _collect(kind, item, found)
+    elif isinstance(tree, dict):
         for item in tree.values():
-            yield from _tensors(torch, item)
+            _collect(kind, item, found)
 
 
 def _map(torch: Any, tree: Any, change: Callable[[Any], Any]) -> Any:
