@@ -131,7 +131,7 @@ def build(
     model can be run once its weights are filled in; "meta" puts all on the meta device, for a run on shapes alone.
 
     Raises:
-        NoClass: no class is known for the component.
+        NoClass: no class is known for the component, or it refuses the sizes of its header.
         EnvironmentProblem: torch or the library does not load, or has no such class.
     """
     return build_spec(
@@ -142,14 +142,23 @@ def build(
 def build_spec(
     spec: Spec, knowledge: Knowledge, component: Component | None = None, *, dtype: Any = None, tables: str = "meta"
 ) -> Built:
-    """Build a class that is already configured. Without a component the plan is for a file in the class's layout."""
+    """Build a class that is already configured. Without a component the plan is for a file in the class's layout.
+
+    Raises:
+        NoClass: the class refuses the configuration.
+        EnvironmentProblem: torch or the library does not load, or has no such class.
+    """
     torch = load("torch")
     kind = class_of(spec)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
     config, ignored = _accepted(kind, spec.config)
     with _quiet(), _without_weights(torch, tables):
         configured = getattr(kind, "config_class", None)
-        module = kind(_configure(configured, config)) if configured else kind(**config)
+        try:
+            module = kind(_configure(configured, config)) if configured else kind(**config)
+        except Exception as e:  # the class's own checks of a configuration that no release has
+            why = " ".join(str(e).split()) or type(e).__name__
+            raise NoClass(f"{spec.name} cannot be made with the sizes of this header: {why}") from e
     _cast(torch, module, wanted)
     module.eval()
     for method in spec.setup:

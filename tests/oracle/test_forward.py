@@ -19,7 +19,7 @@ for library in models.LIBRARIES:
     pytest.importorskip(library, reason=f"{library} holds the classes: `make oracle` installs it")
 
 from compatkit.dryrun.build import Built, EnvironmentProblem, build, build_spec  # noqa: E402
-from compatkit.dryrun.classes import Spec, spec_of  # noqa: E402
+from compatkit.dryrun.classes import NoClass, Spec, spec_of  # noqa: E402
 from compatkit.dryrun.forward import forward  # noqa: E402
 
 KNOWLEDGE = load()
@@ -153,6 +153,14 @@ def test_a_shallow_model_runs_for_real_with_the_inputs_of_the_rules() -> None:
     with torch.no_grad():
         result = made.output(made.method()(**made.inputs(device="cpu")))
     assert tuple(result.shape) == forward(built("sd35_medium")).shape
+
+
+def test_sizes_that_the_class_refuses_are_one_sentence() -> None:
+    known = spec_of(component("sd15_vae"), KNOWLEDGE)
+    fields: dict[str, Any] = {f: getattr(known, f) for f in known.__dataclass_fields__}
+    odd = Spec(**{**fields, "config": {**known.config, "block_out_channels": [100, 200, 400, 400]}})
+    with pytest.raises(NoClass, match=r"AutoencoderKL cannot be made with the sizes of this header: num_channels"):
+        build_spec(odd, KNOWLEDGE)
 
 
 def test_a_class_that_the_installed_library_has_not_is_an_environment_s_fault() -> None:
