@@ -6,13 +6,14 @@ the answers are given back as `Stage`s, each with the components it is about.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compatkit.checks.routing import usual_type
-from compatkit.dryrun.comfyui_parts import part
+from compatkit.dryrun.comfyui_parts import left_out, part
 from compatkit.dryrun.comfyui_process import Checkout
 from compatkit.hosts.comfyui import read_install
 from compatkit.knowledge.store import Knowledge
@@ -20,6 +21,7 @@ from compatkit.vocabulary import Component, Stack
 
 RUNTIME = "comfyui"
 _LONGEST = 600
+_QUOTED = re.compile(r"'([^']+)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def _run(stack: Stack, knowledge: Knowledge, checkout: Checkout) -> list[Stage]:
     if not any(request.get(k) for k in ("diffusion", "checkpoint", "encoders", "vae", "loras")):
         return refused
     stages = checkout.run(request, names)
-    return [*refused, *(_stage(s, request, stack) for s in stages)]
+    told = [_stage(s, request, stack) for s in stages]
+    return [*refused, *(_settled(s, stack, knowledge) for s in told)]
 
 
 def _request(stack: Stack, knowledge: Knowledge) -> tuple[dict[str, Any], list[str]]:
@@ -165,6 +168,23 @@ def _stage(answer: Mapping[str, Any], request: Mapping[str, Any], stack: Stack) 
         logs=logs,
         seconds=float(answer.get("seconds") or 0),
     )
+
+
+def _settled(stage: Stage, stack: Stack, knowledge: Knowledge) -> Stage:
+    """A stage that lost nothing but what files of this layout never have ran like any other."""
+    if stage.state != "half":
+        return stage
+    never = frozenset().union(*(left_out(stack.components[i], knowledge) for i in stage.components))
+    lost = {name for line in stage.logs if _lost(line) for name in _QUOTED.findall(line)}
+    if never and all(_ends(name, never) for name in lost):
+        return replace(stage, state="ran", message="")
+    return stage
+
+
+def _ends(name: str, names: frozenset[str]) -> bool:
+    """Whether a name is one of `names`, or ends with one after a dot."""
+    parts = name.split(".")
+    return any(".".join(parts[i:]) in names for i in range(len(parts)))
 
 
 def _lost(line: str) -> bool:

@@ -85,6 +85,23 @@ def _translated(component: Component, knowledge: Knowledge, tensors: dict[str, l
     return out or tensors
 
 
+def left_out(component: Component, knowledge: Knowledge) -> frozenset[str]:
+    """Tensors of the family that this layout never has, by the family's own names: a GGUF encoder without its vision.
+
+    ComfyUI logs them as missing and runs: nothing that turns a prompt into features is among them.
+    """
+    if component.family is None or component.format != "gguf":
+        return frozenset()
+    document = knowledge.grammar(component.family)
+    of_file, own = layout_in_file(component, document), next(iter(document["layouts"]))
+    symbols, options = solved(component, document)
+    try:
+        every = weight_plan(document, own, own, symbols, options)
+        return frozenset(every) - frozenset(weight_plan(document, of_file, own, symbols, options))
+    except KeyError:
+        return frozenset()
+
+
 def _elements(shape: Iterable[int]) -> int:
     n = 1
     for side in shape:

@@ -75,7 +75,9 @@ def dry_run(
     loader = {"runtime": RUNTIME, "label": title, "engine": "torch"}
     for stage in stages:
         values = _fields(stage, stack, header.findings, title, str(environment.get("torch", "")))
-        builder.add(Subject("stage", stage.components, {"stage": values, "loader": loader}))
+        half = values["state"] == "half" and not stage.stage.endswith("_load")  # a LoRA that does not fit its weights
+        about = sorted({*stage.components, *(_loras(stack) if half else ())})
+        builder.add(Subject("stage", tuple(about), {"stage": values, "loader": loader}))
     if failure:
         values = {"ok": False, "message": failure, "comfyui": title}
         builder.add(Subject("environment", (), {"environment": values}))
@@ -98,6 +100,7 @@ def _fields(stage: Stage, stack: Stack, findings: Sequence[Finding], title: str,
         state = "half" if stage.facts.get("patched") else "failed"
     message = stage.message or broken or (lost[0] if state in ("half", "failed") and lost else "")
     state = "half" if state == "ran" and broken else state
+    about = _loras(stack) if lost or broken else stage.components
     return {
         "stage": stage.stage,
         "state": state,
@@ -111,7 +114,7 @@ def _fields(stage: Stage, stack: Stack, findings: Sequence[Finding], title: str,
         "model_class": stage.model_class,
         "file": stage.file,
         "line": stage.line,
-        "files": list(dict.fromkeys(file_name(stack.components[i].source) for i in stage.components)),
+        "files": list(dict.fromkeys(file_name(stack.components[i].source) for i in about)),
         "regex": pattern(message) if message else "",
         "comfyui": title,
         "torch": torch,
@@ -119,6 +122,10 @@ def _fields(stage: Stage, stack: Stack, findings: Sequence[Finding], title: str,
         "predicted": next(iter(confirmed.predicts.values()), None) if confirmed else None,
         "fix": confirmed.fix if confirmed else "",
     }
+
+
+def _loras(stack: Stack) -> list[int]:
+    return [i for i, c in enumerate(stack.components) if c.role == "lora"]
 
 
 def _short(text: str) -> str:
