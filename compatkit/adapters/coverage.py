@@ -55,6 +55,7 @@ class Coverage:
     crash: str = ""
     refused: str = ""
     lost: dict[str, list[str]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
     conversion: str = ""
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ def coverage(
         return out
     for target, (module, algorithm, parts) in patches.items():
         _apply(out, spelled, table, weights, target, module, algorithm, parts)
-    touched = {t.weight for t in patches}
+    out.touched = touched = {t.weight for t in patches}
     drawn = {n: s for n, s in weights.items() if n in touched or n not in (encoder_shapes or {})}
     out.blocks = blocks(drawn, touched, (m.weight for m in out.mismatches))
     return out

@@ -115,6 +115,6 @@ def _software(metadata: Mapping[str, Any]) -> str:
         return ""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return str(found.get("name") or "") if isinstance(found, dict) else ""

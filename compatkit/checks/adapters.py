@@ -76,14 +76,26 @@ def _lora(
             continue  # it is meant for another base of the set
         base = held[part.index]
         assert base is not None
+        shared = _shared(builder, part, loader, found) if len(bases) == 1 else {}
         builder.coverages.append((part, lora, loader, found))
         values = {
             "adapter": _adapter_fields(lora, builder),
             "base": _base_fields(lora, part, builder),
-            "fit": _fit_fields(builder, lora, part, base, found, spelled, loader, table),
+            "fit": {**_fit_fields(builder, lora, part, base, found, spelled, loader, table), **shared},
             "loader": loader.fields(),
         }
         builder.add(Subject("adapter", (part.index, lora.index), values, loader))
+
+
+def _shared(builder: Builder, part: Part, loader: Loader, found: Coverage) -> dict[str, Any]:
+    """Which LoRA before this one changes the most of the same weights, and how many; {} if none does."""
+    counts = [
+        (len(found.touched & other.touched), lora.fields["name"])
+        for base, lora, where, other in builder.coverages
+        if base.index == part.index and where is loader
+    ]
+    most, name = max(counts, default=(0, ""))
+    return {"shared": most, "shared_with": name, "touched": len(found.touched)} if most else {}
 
 
 def _covered(
@@ -188,7 +200,7 @@ def _lost_alpha(lora: Part) -> float | None:
     if isinstance(text, str):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
             alpha = next((v for k, v in found.items() if k.endswith("lora_alpha")), None)

@@ -174,6 +174,8 @@ def _module(
 def _fits(changes: list[Change], speller: Speller) -> None:
     """Every change must have the size of the rows it is for."""
     for change in changes:
+        if any(0 in v.shape for v in change.parts.values()):
+            raise Refused(f"{change.module} has a tensor of no elements (rank 0)")
         check = FITS.get(change.math)
         if check is None:
             continue
@@ -224,7 +226,7 @@ def _told(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> Call
     if isinstance(text, str):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(found, Mapping):
         return None

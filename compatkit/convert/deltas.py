@@ -6,7 +6,8 @@ held against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,8 +18,22 @@ Numbers = Mapping[str, Array]
 _EPSILON = 1e-8
 #: Rows computed at once where rows are independent of each other.
 _CHUNK = 512
-#: (first row, how many) -> those rows of the weight, flat.
-Weight = Callable[[int, int], Array]
+#: Up to this rank the effect of a Hadamard product is summed over pairs of its ranks.
+_PAIRED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Rows of a made-up weight: row i is `scale[i]` times row `index[i]` of a pattern."""
+
+    pattern: Array
+    index: Array
+    scale: Array
+
+    def rows(self, start: int, size: int) -> Array:
+        """Those rows, flat."""
+        own = slice(start, start + size)
+        return np.asarray(self.pattern[self.index[own]] * self.scale[own, None])
 
 
 def effect(
@@ -31,7 +46,7 @@ def effect(
     Args:
         math: of the algorithm.
         parts: its tensors' numbers.
-        weight: the rows of the weight that it changes.
+        weight: what it changes.
         shape: of the weight.
         alpha: the file's, None if there is none.
         probe: random numbers.
@@ -41,15 +56,26 @@ def effect(
         inner = _matrix(parts["down"]) @ probe
         return np.asarray(_scale(alpha, parts["down"].shape[0]) * (_matrix(parts["up"]) @ inner))
     rows, width = shape[0], shape[1:]
+    if math == "product" and "mid" not in parts and _by_row(parts, rows):
+        return _decomposed_rows(parts, weight, alpha, probe)
+    if math == "kronecker" and plain:
+        one, other, scale = _factors(parts, alpha)
+        inner = np.einsum("cd,bdk->bck", _matrix(other), probe.reshape(one.shape[1], -1, probe.shape[1]))
+        return np.asarray(scale * np.einsum("ab,bck->ack", one, inner).reshape(rows, -1))
+    if math == "hadamard" and plain and parts["w1_b"].shape[0] * parts["w2_b"].shape[0] <= _PAIRED**2:
+        a, b, c, d = (parts[n].astype(np.float64) for n in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        pairs = np.einsum("pj,qj,jk->pqk", b, d, probe, optimize=True)
+        scale = _scale(alpha, parts["w1_b"].shape[0])
+        return np.asarray(scale * np.einsum("ip,iq,pqk->ik", a, c, pairs, optimize=True))
     names = _ROWS.get(math, ()) if plain or (math == "product" and _by_row(parts, rows)) else ()
     if not names or "mid" in parts:
-        made = change(math, parts, weight(0, rows).reshape(shape), alpha)
+        made = change(math, parts, weight.rows(0, rows).reshape(shape), alpha)
         return np.asarray(made.reshape(rows, -1) @ probe)
     out = np.empty((rows, probe.shape[1]))
     for start in range(0, rows, _CHUNK):
         size = min(_CHUNK, rows - start)
         own = {n: v[start : start + size] if n in names else v for n, v in parts.items()}
-        made = change(math, own, weight(start, size).reshape(size, *width), alpha)
+        made = change(math, own, weight.rows(start, size).reshape(size, *width), alpha)
         out[start : start + size] = made.reshape(size, -1) @ probe
     return out
 
@@ -59,7 +85,21 @@ _ROWS = {"product": ("up", "dora", "dora_peft"), "hadamard": ("w1_a", "w2_a"), "
 
 
 def _by_row(parts: Numbers, rows: int) -> bool:
-    return all(parts[n].shape[:1] == (rows,) for n in ("dora", "dora_peft") if n in parts)
+    """Whether it is a DoRA with a magnitude for every row."""
+    found = [parts[n] for n in ("dora", "dora_peft") if n in parts]
+    return bool(found) and all(m.size == rows and (m.ndim == 1 or rows in m.shape[:2]) for m in found)
+
+
+def _decomposed_rows(parts: Numbers, weight: Weight, alpha: float | None, probe: Array) -> Array:
+    """A DoRA with a magnitude for each row: lengths and effects of all rows, without writing out one of them."""
+    magnitude = next(parts[n] for n in ("dora", "dora_peft") if n in parts).astype(np.float64).reshape(-1)
+    up, down = _scale(alpha, parts["down"].shape[0]) * _matrix(parts["up"]), _matrix(parts["down"])
+    cross = (up * (weight.pattern @ down.T)[weight.index]).sum(axis=1) * weight.scale
+    own = (up @ (down @ down.T) * up).sum(axis=1)
+    plain = (weight.pattern**2).sum(axis=1)[weight.index] * weight.scale**2
+    norm = np.sqrt(np.maximum(plain + 2 * cross + own, 0)) + _EPSILON
+    before = (weight.pattern @ probe)[weight.index] * weight.scale[:, None]
+    return np.asarray((before + up @ (down @ probe)) * (magnitude / norm)[:, None] - before)
 
 
 def change(math: str, parts: Numbers, weight: Array, alpha: float | None) -> Array:
@@ -103,7 +143,7 @@ def _hadamard(parts: Numbers, weight: Array, alpha: float | None) -> Array:
     return np.asarray(scale * (_half(parts, "1") * _half(parts, "2")).reshape(weight.shape))
 
 
-def _kronecker(parts: Numbers, weight: Array, alpha: float | None) -> Array:
+def _factors(parts: Numbers, alpha: float | None) -> tuple[Array, Array, float]:
     factors, rank = [], 0
     for n in ("1", "2"):
         whole = parts.get(f"w{n}")
@@ -111,9 +151,13 @@ def _kronecker(parts: Numbers, weight: Array, alpha: float | None) -> Array:
             rank = parts[f"w{n}_b"].shape[0]
             whole = _half(parts, n)
         factors.append(whole.astype(np.float64))
-    one, other = factors
+    return factors[0], factors[1], _scale(alpha, rank)
+
+
+def _kronecker(parts: Numbers, weight: Array, alpha: float | None) -> Array:
+    one, other, scale = _factors(parts, alpha)
     one = one.reshape(*one.shape, *[1] * (other.ndim - one.ndim))
-    return _scale(alpha, rank) * np.kron(one, other).reshape(weight.shape)
+    return np.asarray(scale * np.kron(one, other).reshape(weight.shape))
 
 
 def _glora(parts: Numbers, weight: Array, alpha: float | None) -> Array:

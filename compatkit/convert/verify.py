@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from compatkit.convert.changes import Change
-from compatkit.convert.deltas import effect
+from compatkit.convert.deltas import Weight, effect
 from compatkit.convert.values import Array, Value, is_float
 
 _PROBES = 4
-_BLOCK = 512
+#: Rows of the pattern that random weights are made of, and how far a tensor may begin into it.
+_PATTERN, _SHIFTS = 61, 1009
 #: Relative to the largest effect on a weight: float32 rounding of a folded scale is 1e-7.
 TOLERANCE = 1e-5
 _Key = tuple[str, str]
@@ -100,28 +101,15 @@ def _width(change: Change, shape: tuple[int | None, ...]) -> tuple[int, ...]:
     return tuple(value.shape[1:]) if value is not None else known
 
 
-def _weight(change: Change, columns: int) -> Callable[[int, int], Array]:
+def _weight(change: Change, columns: int) -> Weight:
     """Random rows of the base, the same for whatever module asks for them."""
-
-    def rows(start: int, size: int) -> Array:
-        out = np.empty((size, columns))
-        at = filled = 0
-        for segment in change.place:
-            first, last = max(start, at), min(start + size, at + segment.size)
-            if first < last:
-                own = segment.start + first - at
-                out[filled : filled + last - first] = _own_rows(segment.tensor, own, last - first, columns)
-                filled += last - first
-            at += segment.size
-        return out
-
-    return rows
-
-
-def _own_rows(tensor: str, start: int, size: int, columns: int) -> Array:
-    blocks = []
-    for number in range(start // _BLOCK, (start + size - 1) // _BLOCK + 1):
-        generator = np.random.default_rng([zlib.crc32(tensor.encode()), number])
-        blocks.append(generator.standard_normal((_BLOCK, columns)))
-    skip = start % _BLOCK
-    return np.concatenate(blocks)[skip : skip + size]
+    pattern = np.random.default_rng(columns + 1).standard_normal((_PATTERN, columns))
+    index = np.empty(change.rows, dtype=np.int64)
+    scale = np.empty(change.rows)
+    at = 0
+    for segment in change.place:
+        own = np.arange(segment.start, segment.start + segment.size) + zlib.crc32(segment.tensor.encode()) % _SHIFTS
+        index[at : at + segment.size] = own * 7 % _PATTERN
+        scale[at : at + segment.size] = 0.5 + own * 31 % 97 / 97
+        at += segment.size
+    return Weight(pattern, index, scale)

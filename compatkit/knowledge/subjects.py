@@ -195,6 +195,9 @@ FIT = _fields(
     conversion=("", "the conversion that the runtime makes of the file"),
     refused=("", "the error with which the runtime refuses the whole file"),
     loads_as=("", "the runtime's class of the base"),
+    touched=(0, "weights of the base that it changes, where another LoRA of the set changes some of them too"),
+    shared=(0, "how many of them that one changes"),
+    shared_with=("", "the other LoRA"),
     convert=("", "the `compatkit convert` that writes it as the runtime reads it, where only names stand in the way"),
 )
 
