@@ -119,7 +119,7 @@ def open_model(
         try:
             streamed = Streamed(built.module, plan, supply, built.tied)
         except KeyError as e:
-            raise Unrunnable(str(e.args[0])) from None
+            raise Unrunnable(f"{e.args[0]}{_packing(component)}") from None
     except BaseException:
         weights.close()
         raise
@@ -139,6 +139,12 @@ def _together(*sets: Mapping[str, list[Patch]]) -> dict[str, list[Patch]]:
         for name, made in some.items():
             out.setdefault(name, []).extend(made)
     return out
+
+
+def _packing(component: Component) -> str:
+    """What a missing weight may be due to."""
+    scheme = component.quantization.scheme
+    return "" if scheme in ("none", "mixed") else f": weights packed as {scheme} may have it under other names"
 
 
 def _usable(device: torch.device) -> None:

@@ -125,6 +125,8 @@ class Streamed:
                 continue
             known = name if name in plan else tied.get(name, name)
             if known not in plan:
+                if not tensor.is_floating_point():
+                    continue  # a counter of training; were it used, torch would say so
                 raise KeyError(f"the file has no values for {name}")
             self.names.setdefault(id(tensor), known)
             self._keep.append(tensor)

@@ -128,6 +128,26 @@ def test_a_parameter_without_values_in_the_file_is_named(tmp_path: Path) -> None
         both.streamed()
 
 
+def test_a_counter_of_training_need_not_be_in_the_file(tmp_path: Path) -> None:
+    class Normed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = torch.nn.BatchNorm1d(4)
+
+        def forward(self, x: Any) -> Any:
+            return self.bn(x)
+
+    module = Normed().eval()
+    state = {n: t for n, t in module.state_dict().items() if t.is_floating_point()}
+    weights = Weights.open(str(write(tmp_path / "f.safetensors", state)))
+    with torch.device("meta"):
+        bare = Normed().eval().requires_grad_(False)
+    plan = plan_of(state)
+    run = Streamed(bare, plan, FromFile(Fetcher(weights), plan, dtypes_of(bare)))
+    x = torch.randn(3, 4)
+    assert torch.equal(run.run(lambda: bare(x)).output, module(x).detach())
+
+
 def test_rows_of_several_tensors_make_one(tmp_path: Path) -> None:
     q, kv = torch.randn(4, 8), torch.randn(6, 8)
     weights = Weights.open(str(write(tmp_path / "f.safetensors", {"q": q, "kv": kv})))
