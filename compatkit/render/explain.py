@@ -38,8 +38,11 @@ def _said(rule: Mapping[str, Any], example: Mapping[str, Any], paint: Paint) -> 
     """The finding that a rule makes of one of its own examples, as a report shows it."""
     from compatkit.checks.evaluate import finding
     from compatkit.checks.subject import Subject
+    from compatkit.knowledge.subjects import SUBJECTS
 
-    values = {k: _named(k, v, str(rule["binds"])) for k, v in example.items() if k != "mention"}
+    kind = str(rule["binds"])
+    given = {k: v for k, v in example.items() if k != "mention"}
+    values = {**given, **{k: _named(k, given.get(k, {}), kind) for k in (*SUBJECTS.get(kind, {}), *given)}}
     found = finding(rule, Subject(str(rule["binds"]), (0,), values))
     yield ""
     yield f"{paint('Of a set that fails it says', 'bold')} ({found.level})"

@@ -70,7 +70,7 @@ def test_every_rule_can_be_explained() -> None:
     for rule in load().checks():
         text = rule_text(rule, Paint(False))
         assert "{{" not in text, rule["id"]
-        assert "()" not in text.split("How it decides")[0], rule["id"]
+        assert " ()" not in text.split("How it decides")[0], rule["id"]
 
 
 def test_explain_of_an_unknown_name_offers_the_nearest(run: Run) -> None:
@@ -149,8 +149,8 @@ def test_a_rule_file_at_the_top_of_a_users_folder_is_used_or_refused(
     (tmp_path / "mine").mkdir()
     model("x.safetensors", "clip_l")
     rule = (
-        "{id: policy/none, level: error, title: t, binds: component, require: 'false', message: m, why: w, "
-        "examples: {fail: [{component: {role: vae}}], pass: []}}"
+        "{id: policy/none, level: error, title: t, binds: component, require: component.role == 'vae', message: m, "
+        "why: w, examples: {fail: [{component: {role: lora}}], pass: [{component: {role: vae}}]}}"
     )
     (tmp_path / "mine" / "own.yaml").write_text(f"checks: [{rule}]\n")
     found = json.loads(run("check", "x.safetensors", "--rules", "mine", "--format", "json").stdout)
