@@ -95,8 +95,9 @@ def left_out(component: Component, knowledge: Knowledge) -> frozenset[str]:
     document = knowledge.grammar(component.family)
     of_file, own = layout_in_file(component, document), next(iter(document["layouts"]))
     symbols, options = solved(component, document)
+    whole = {**options, **((document.get("example") or {}).get("options") or {})}
     try:
-        every = weight_plan(document, own, own, symbols, options)
+        every = weight_plan(document, own, own, symbols, whole)
         return frozenset(every) - frozenset(weight_plan(document, of_file, own, symbols, options))
     except KeyError:
         return frozenset()

@@ -122,6 +122,31 @@ def test_an_unexpected_key_is_no_finding(stack: Stack, tmp_path: Path) -> None:
     assert reported(stack, tmp_path, [extra]).findings == ()
 
 
+def test_a_gguf_encoder_without_its_vision_lost_nothing(stack: Stack, tmp_path: Path) -> None:
+    qwen = component("qwen2.5_vl_7b", "q.gguf", "gguf", "gguf", **{"general.architecture": "qwen2vl"})
+    with_it = replace(stack, components=(stack.components[0], qwen))
+    lost = ran(
+        "text_encoder_load", logs=["clip missing: ['visual.patch_embed.proj.weight', 'visual.merger.mlp.0.bias']"]
+    )
+    assert reported(with_it, tmp_path, [lost]).findings == ()
+    lost["logs"] = ["clip missing: ['visual.patch_embed.proj.weight', 'model.norm.weight']"]
+    assert [f.rule for f in reported(with_it, tmp_path, [lost]).findings] == ["dryrun/comfyui-keys"]
+
+
+def test_a_lora_that_does_not_fit_its_weights_is_named(stack: Stack, tmp_path: Path) -> None:
+    lora = replace(stack.components[0], source="style.safetensors", role="lora")
+    with_it = replace(stack, components=(*stack.components, lora))
+    said = ran("diffusion_forward", logs=["ERROR lora layers.0.weight shape '[2, 3]' is invalid for input of size 4"])
+    [found] = reported(with_it, tmp_path, [said]).findings
+    assert (found.rule, found.level, found.components) == ("dryrun/comfyui-lora", "error", (0, 1, 3))
+    assert "style.safetensors only in part" in found.message
+    some = ran("lora_load", facts={"patched": 3}, logs=["lora key not loaded: a", "lora key not loaded: b"])
+    [found] = reported(with_it, tmp_path, [some]).findings
+    assert (found.level, "style.safetensors" in found.message) == ("warning", True)
+    none = {**some, "facts": {"patched": 0}}
+    assert [f.rule for f in reported(with_it, tmp_path, [none]).findings] == ["dryrun/comfyui-load"]
+
+
 def test_a_value_that_only_weights_have_leaves_the_verdict_open(stack: Stack, tmp_path: Path) -> None:
     asks = {**ran("diffusion_forward"), "state": "unknowable", "message": "item of a tensor", "file": "a.py", "line": 3}
     report = reported(stack, tmp_path, [ran("diffusion_load"), asks])
