@@ -1,6 +1,6 @@
 """The executed sets (`corpus/pairs.json`) in the dry run: can they be run, do they fail as recorded, in the same words.
 
-    python -m benchmarks.dryrun [--verbose]
+    python -m benchmarks.dryrun [--verbose] [--loras]
     python -m benchmarks.dryrun --comfyui DIR      the same through a checkout's own code (benchmarks.dryrun_comfyui)
 
 Rows whose `expect` is null are no sets and are skipped. Three figures, and what it costs:
@@ -10,6 +10,8 @@ Rows whose `expect` is null are no sets and are skipped. Three figures, and what
 - words: of those that stopped with the text of an operation of torch, sets whose first error says the same. Compared is
   what the text says (`compatkit.dryrun.wording.read`): the sizes of the models and not of the run, in whatever
   version's words.
+`--loras`: instead, every LoRA whose shapes are known on every base that ComfyUI read any of it for: does a change stop
+in torch where ComfyUI could not apply one.
 Reads the reference data in `../shared` (or $COMPATKIT_SHARED). Needs torch.
 """
 
@@ -20,16 +22,21 @@ import resource
 import sys
 import time
 from collections import Counter
+from math import prod
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import shared
+from benchmarks.lora import read as unzipped
 from benchmarks.sets import components
+from compatkit import adapters
 from compatkit.checks import judge
 from compatkit.dryrun.dry import dry_run
 from compatkit.dryrun.run import Worker
 from compatkit.dryrun.wording import read
+from compatkit.identify.identify import identify
 from compatkit.knowledge.store import load
-from compatkit.vocabulary import Component, Finding, Report, Runtime, Stack
+from compatkit.vocabulary import Component, Finding, Header, Report, Runtime, Stack, Tensor
 
 RUNTIME = "comfyui"
 
@@ -57,8 +64,40 @@ def predicted(header: Report, error: Finding) -> bool:
     return any(read(text) == said for f in header.findings for text in f.predicts.values())
 
 
+def loras(folder: Path) -> None:
+    """Every LoRA on every base that ComfyUI read any of it for: whether its change goes onto its weight."""
+    knowledge, counts = load(), Counter[tuple[str, str]]()
+    rows = json.loads((folder / "lora" / "index.json").read_text())
+    truth = unzipped(folder / "lora" / "truth.json.gz")["files"]
+    bases = {}
+    for path in sorted((folder / "lora" / "bases").glob("*.json.gz")):
+        shapes = {n.removeprefix("diffusion_model."): s for n, s in unzipped(path).items()}  # as files have them
+        tensors = {n: Tensor("BF16", tuple(s), 2 * prod(s)) for n, s in shapes.items()}
+        bases[path.name.removesuffix(".json.gz")] = identify(Header("base", "safetensors", 0, 0, tensors), knowledge)[0]
+    with Worker() as worker:
+        for name in (r["file"].removesuffix(".json") for r in rows if r["shapes_known"]):
+            shapes = unzipped(folder / "lora" / f"{name}.json.gz")["tensors"]
+            tensors = {n: Tensor("BF16", tuple(s), 2 * prod(s)) for n, s in shapes.items()}
+            lora = adapters.recognise(Header(name, "safetensors", 0, 0, tensors), knowledge)
+            for base, seen in truth[name]["results"].items():
+                verdict = seen["unet"]["verdict"]
+                if lora is None or verdict == "none" or base not in bases:
+                    continue
+                made = Stack((bases[base], lora), (Runtime(RUNTIME),))
+                report = dry_run(made, knowledge, judge(made, knowledge), worker)
+                stopped = any(f.rule == "dryrun/lora" for f in report.findings)
+                ran = "dryrun/lora" in report.checked
+                wanted = "stops" if verdict.startswith("shape_mismatch") else "goes"
+                counts[wanted, "stops" if stopped else "goes" if ran else "was not run"] += 1
+    for (wanted, found), n in sorted(counts.items()):
+        print(f"a change that {wanted} in ComfyUI {found}: {n}")
+
+
 def main() -> None:
     """Print the misses and the figures."""
+    if "--loras" in sys.argv:
+        loras(shared())
+        return
     if "--comfyui" in sys.argv:  # the same sets through a checkout's own code
         from benchmarks.dryrun_comfyui import main as through_checkout
 

@@ -37,7 +37,7 @@ class Coverage:
     """The answer for one adapter, base and runtime.
 
     `reasons` counts unmatched keys by why, `lost` lists them; `refused` is the error with which the loader stops;
-    `fitting` is the first module that applies.
+    `fitting` is the first product that applies.
     """
 
     keys: int
@@ -347,5 +347,5 @@ def _apply(
     if problem:
         made = matrix(math, known)
         out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, made, tuple(known.items())))
-    elif out.fitting is None:
+    elif out.fitting is None and math in ("product", "hadamard", "kronecker"):
         out.fitting = Mismatch(module, algorithm, target.weight, wanted, "", None, tuple(known.items()))
