@@ -3,10 +3,11 @@ the rest.
 
 index.json            names -> grammars to try, and the quick gates that refuse most of them
 families/ID.json      card, and lines per layout
-tables.json           checks, runtimes, packings, error texts
+tables.json           checks, runtimes, packings
 adapters.json         how adapters are spelled, and what each runtime reads of them
 targets.json          which families have a module of some name and size
 classes.json          which library's class holds which family, how it is configured and called: for dry runs alone
+errors.json           what messages of runtimes mean, and the numbers they are compared with
 nodes.json            what the nodes of a graph editor load and want
 manifest.json         what it was made from
 """
@@ -161,14 +162,16 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
     }
     documents["classes.json"] = classfile.parse_classes(sources.classes, members)
     documents["nodes.json"] = nodefile.parse(sources.nodes)
-    documents["tables.json"] = {
-        "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
-        "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},
-        "packings": parse_packings(packings) if packings else [],
+    documents["errors.json"] = {
         "errors": [
             e for name, file in sorted(sources.tables.items()) if name.startswith("errors/") for e in parse_errors(file)
         ],
         "known": known_numbers(documents),
+    }
+    documents["tables.json"] = {
+        "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],
+        "runtimes": {name: table for file in sources.runtimes for name, table in runtimefile.parse(file).items()},
+        "packings": parse_packings(packings) if packings else [],
         **{n: f.data for n, f in sources.tables.items() if n != "packings" and not n.startswith("errors/")},
     }
     return documents

@@ -28,6 +28,7 @@ class Knowledge:
         self._targets: dict[str, Any] | None = None
         self._classes: dict[str, Any] | None = None
         self._nodes: dict[str, Any] | None = None
+        self._errors: dict[str, Any] | None = None
         self.index: dict[str, Any] = self._read("index.json")
 
     def _read(self, name: str) -> Any:
@@ -85,6 +86,10 @@ class Knowledge:
 
     def table(self, name: str) -> Any:
         """One of the other tables: "checks", "runtimes", "packings", … ; an empty list if there is none."""
+        if name in ("errors", "known"):  # read to explain a message, never to check a set
+            if self._errors is None:
+                self._errors = self._read("errors.json")
+            return self._errors.get(name, [])
         if self._tables is None:
             self._tables = self._read("tables.json")
         return self._tables.get(name, [])
