@@ -31,4 +31,8 @@ def command(sources: tuple[str, ...], forward: bool, **options: Any) -> None:
     from compatkit import api
 
     asked, answer = split(options)
+    source = click.get_current_context().get_parameter_source("forward")
+    if asked["comfyui"] and source is click.core.ParameterSource.COMMANDLINE:
+        one = "--forward" if forward else "--probes-only"
+        raise click.UsageError(f"{one} is for a dry run without --comfyui: that ComfyUI runs whole models itself.")
     answered(api.dryrun(sources, forward=forward, **asked), answer)

@@ -104,9 +104,9 @@ def command(
 
     asked, answer = split(options)
     server = str(asked["comfyui"]) if is_address(asked["comfyui"]) else None
-    if server and scan_only:
-        raise click.UsageError("--scan reads the weights here, --comfyui runs them on a server: give one of the two.")
     if server:
+        _only_here(("scan_only", "--scan"), ("only", "--only"), ("memory", "--memory"), ("device", "--device"),
+                   ("vram", "--vram"), ("bisect", "--bisect"))  # fmt: skip
         report = api.check(sources, **{**asked, "comfyui": None})
         settings = {"steps": str(steps), **api.pairs(options["settings"], "--set", "KEY=VALUE")}
         answered(_served(report, server, timeout, save, answer.rules, settings), answer)
@@ -141,6 +141,14 @@ def _scanned(
     with _Bar() as bar:
         show = bar if bar.on else None
         return scan(report, sources, load(rules), limits, only=only, rules=rules, offline=offline, progress=show)
+
+
+def _only_here(*options: tuple[str, str]) -> None:
+    """Refuse what means nothing on a server."""
+    context = click.get_current_context()
+    for name, option in options:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} is for a run on this machine; with --comfyui the server runs the set.")
 
 
 def _served(

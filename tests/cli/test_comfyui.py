@@ -73,10 +73,17 @@ def test_smoke_on_a_server_that_is_down(run: Run, right_set: list[Path]) -> None
     assert "UNKNOWN" in ran.stdout
 
 
-def test_a_scan_and_a_server_do_not_go_together(run: Run, right_set: list[Path]) -> None:
-    ran = run("smoke", "--scan", "--comfyui", "http://127.0.0.1:1", *right_set)
+@pytest.mark.parametrize("option", ["--scan", "--bisect", "--device=cpu", "--only=*", "--vram=4GB"])
+def test_what_means_nothing_on_a_server_is_refused(run: Run, right_set: list[Path], option: str) -> None:
+    ran = run("smoke", option, "--comfyui", "http://127.0.0.1:1", *right_set)
     assert ran.returncode == 2
-    assert "give one of the two" in ran.stderr
+    assert f"{option.partition('=')[0]} is for a run on this machine" in ran.stderr
+
+
+def test_probes_and_a_checkout_do_not_go_together(run: Run, right_set: list[Path], comfyui: Path) -> None:
+    ran = run("dryrun", "--probes-only", "--comfyui", comfyui, *right_set)
+    assert ran.returncode == 2
+    assert "--probes-only is for a dry run without --comfyui" in " ".join(ran.stderr.split())
 
 
 def test_what_is_no_address_of_a_server(run: Run, right_set: list[Path]) -> None:
