@@ -1,4 +1,4 @@
-"""Classes without weights: built from a header alone, equal to the grammar name for name, and run on the meta device."""
+"""Classes without weights: built from a header, equal to the grammar name for name, and run on the meta device."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from tests.oracle.loras import WAYS, Oracle  # noqa: E402
 FAMILIES = [
     "sdxl", "flux_dev", "chroma", "flux2_klein_4b", "z_image_turbo", "wan21_t2v_14b", "wan21_i2v_14b", "qwen_image",
     "hunyuan_video", "sd35_medium", "lumina2", "ltxv_2b", "ltx2", "krea2", "auraflow", "hidream_i1", "mochi",
-    "cogview4", "cogvideox_t2v", "ernie_image", "ideogram4", "minimax_h3", "sana", "kandinsky5_video_lite", "ace_step15",
+    "cogview4", "cogvideox_t2v", "ernie_image", "ideogram4", "minimax_h3", "sana", "kandinsky5_video_lite",
+    "ace_step15",
 ]  # fmt: skip
 _LARGE = 4 << 20
 #: A loader's slips, too odd to be written down: (family, way).
