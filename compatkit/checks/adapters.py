@@ -158,6 +158,7 @@ def _adapter_fields(lora: Part, builder: Builder) -> dict[str, Any]:
         "alpha_factor": factor,
         "halves": facts.get("halves", 0),
         "empty": facts.get("empty", 0),
+        "trained_on": facts.get("ss_sd_model_name", ""),
         "convention": _convention(lora, builder),
         "conventions": [_titles(builder).get(c, c) for c in facts.get("conventions") or ()],
         "rank_claim": _rank_claim(lora),

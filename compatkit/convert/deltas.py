@@ -6,7 +6,7 @@ held against.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,12 @@ class Weight:
 
 
 def effect(
-    math: str, parts: Numbers, weight: Weight, shape: tuple[int, ...], alpha: float | None, probe: Array
+    math: str,
+    parts: Numbers,
+    made_up: Callable[[], Weight],
+    shape: tuple[int, ...],
+    alpha: float | None,
+    probe: Array,
 ) -> Array:
     """The change applied to probes: (rows, columns) x (columns, n) -> (rows, n), float64.
 
@@ -46,7 +51,7 @@ def effect(
     Args:
         math: of the algorithm.
         parts: its tensors' numbers.
-        weight: what it changes.
+        made_up: makes the weight that it changes, for those whose effect depends on it.
         shape: of the weight.
         alpha: the file's, None if there is none.
         probe: random numbers.
@@ -57,7 +62,7 @@ def effect(
         return np.asarray(_scale(alpha, parts["down"].shape[0]) * (_matrix(parts["up"]) @ inner))
     rows, width = shape[0], shape[1:]
     if math == "product" and "mid" not in parts and _by_row(parts, rows):
-        return _decomposed_rows(parts, weight, alpha, probe)
+        return _decomposed_rows(parts, made_up(), alpha, probe)
     if math == "kronecker" and plain:
         one, other, scale = _factors(parts, alpha)
         inner = np.einsum("cd,bdk->bck", _matrix(other), probe.reshape(one.shape[1], -1, probe.shape[1]))
@@ -67,6 +72,7 @@ def effect(
         pairs = np.einsum("pj,qj,jk->pqk", b, d, probe, optimize=True)
         scale = _scale(alpha, parts["w1_b"].shape[0])
         return np.asarray(scale * np.einsum("ip,iq,pqk->ik", a, c, pairs, optimize=True))
+    weight = made_up()
     names = _ROWS.get(math, ()) if plain or (math == "product" and _by_row(parts, rows)) else ()
     if not names or "mid" in parts:
         made = change(math, parts, weight.rows(0, rows).reshape(shape), alpha)

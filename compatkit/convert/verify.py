@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _sum(tensor: str, changes: Sequence[Change], shapes: Mapping[str, tuple[int 
         columns = int(np.prod(width)) if width else 1
         probe = np.random.default_rng(columns).standard_normal((columns, _PROBES))
         numbers = {p: v.numbers() for p, v in change.parts.items()}
-        weight = _weight(change, columns)
+        weight = partial(_weight, change, columns)
         alpha = change.alpha.number if change.alpha is not None else None
         with np.errstate(all="ignore"):
             made = effect(change.math, numbers, weight, (change.rows, *width), alpha, probe)

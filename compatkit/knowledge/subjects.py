@@ -143,6 +143,7 @@ ADAPTER = {
         alpha_factor=(None, "alpha / rank by the metadata, where no tensor holds the alpha"),
         halves=(0, "modules with only one half of a pair"),
         empty=(0, "modules with a tensor of no elements"),
+        trained_on=("", "the file that it was trained on, by its metadata"),
         convention=("", "how its names are written, in words"),
         conventions=([], "all of them, the most used first"),
         rank_claim=(None, "the rank that its metadata says where no module has it"),

@@ -38,7 +38,7 @@ def test_the_effect_is_that_of_the_change(case: str) -> None:
     math, parts, alpha = CASES[case]
     own, probe = weight(), N((C, 4))
     written = change(math, parts, own.rows(0, R), alpha).reshape(R, -1) @ probe
-    assert np.allclose(effect(math, parts, own, (R, C), alpha, probe), written, atol=1e-10)
+    assert np.allclose(effect(math, parts, lambda: own, (R, C), alpha, probe), written, atol=1e-10)
 
 
 def test_formulas() -> None:
