@@ -119,7 +119,7 @@ def steps(junction: Mapping[str, Any], model: Model, loader: Loader, base: Model
             raise LookupError(f"{model.part.fields['name']} has no {module} whose shape is known")
         made: dict[str, Any] = {
             "op": step["op"],
-            "module": _spelling(model, module, loader),
+            "module": spelled(model, module, loader),
             "own": module,
             "weight": list(weight),
         }
@@ -148,10 +148,10 @@ def _reshaped(step: Mapping[str, Any], junction: Mapping[str, Any], model: Model
     sides = [known.get(s) or model.part.number(s) if isinstance(s, str) else s for s in step.get("shape") or ()]
     if not sides or None in sides:
         raise LookupError(f"{model.part.fields['name']}: the shape that {step['module']} takes is not known")
-    return {"op": "reshape", "module": _spelling(model, step["module"], loader), "shape": sides, "weight": sides}
+    return {"op": "reshape", "module": spelled(model, step["module"], loader), "shape": sides, "weight": sides}
 
 
-def _spelling(model: Model, module: str, loader: Loader) -> str:
+def spelled(model: Model, module: str, loader: Loader) -> str:
     """A module's name as the runtime has it: a runtime that reads one layout only names its modules so."""
     layouts = (loader.table.get("layouts") or {}).get(model.part.role) or {}
     return model.in_layout(module, next(iter(layouts))) if len(layouts) == 1 else module
