@@ -8,13 +8,13 @@ from typing import Any
 from compatkit.adapters.coverage import Mismatch
 from compatkit.adapters.keys import spellings
 from compatkit.checks.loaders import Loader
-from compatkit.checks.parts import Part
+from compatkit.dryrun.junctions import Model, spelled
 from compatkit.knowledge.protocol import Rules
 
 Chain = tuple[tuple[int, ...] | None, list[dict[str, Any]]]
 
 
-def chain(one: Mismatch, part: Part, base: Part, loader: Loader, rules: Rules) -> Chain | None:
+def chain(one: Mismatch, base: Model, loader: Loader, rules: Rules) -> Chain | None:
     """(shape that comes in, steps), None where the algorithm is not written down.
 
     A runtime that builds modules for the pair loads its halves into them; one that adds to the weight multiplies them
@@ -50,9 +50,11 @@ def _product(one: Mismatch, weight: list[int], up: tuple[int, ...], down: tuple[
     ]
 
 
-def _modules(one: Mismatch, base: Part, loader: Loader, weight: list[int], shapes: dict[str, tuple[int, ...]]) -> Chain:
-    name = one.weight.removesuffix(".weight")
-    cls = str((base.component.loads_as or {}).get(loader.name) or "Module")
+def _modules(
+    one: Mismatch, base: Model, loader: Loader, weight: list[int], shapes: dict[str, tuple[int, ...]]
+) -> Chain:
+    name = spelled(base, one.weight.removesuffix(".weight"), loader)
+    cls = str((base.part.component.loads_as or {}).get(loader.name) or "Module")
     rank = shapes["down"][0]
     steps = [
         {"op": "load", "class": cls, "module": f"{name}.lora_A.default_0.weight", "weight": [rank, *weight[1:]],

@@ -181,7 +181,7 @@ class _Meetings(Features):
         one: Mismatch | None = found.mismatches[0] if found.mismatches else found.fitting
         if one is None or self.stopped("lora", loader, base, part):
             return
-        chain = lora.chain(one, part, base, loader, self.builder.rules)
+        chain = lora.chain(one, self.model(base), loader, self.builder.rules)
         if chain is None:
             why = f"{part.fields['name']}: how {loader.label} puts a {one.algorithm} on a weight is not written down"
             self.gap("lora", why, blocks=False)

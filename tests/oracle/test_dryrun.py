@@ -134,6 +134,16 @@ def test_a_lora_of_other_widths(worker: Worker) -> None:
     assert run(worker, stack("z_image_turbo", right)).verdict == "pass"
 
 
+def test_a_lora_of_other_widths_where_modules_are_made_for_its_halves(worker: Worker) -> None:
+    wrong = lora("transformer.layers.{i}.attention.to_out.0", (2304, 16), (16, 2304))
+    found = first(run(worker, stack("z_image_turbo", wrong, runtime="diffusers")))
+    assert found.evidence["message"] == (
+        "Error(s) in loading state_dict for ZImageTransformer2DModel:\n\tsize mismatch for"
+        " layers.0.attention.to_out.0.lora_A.default_0.weight: copying a param with shape torch.Size([16, 2304]) from"
+        " checkpoint, the shape in current model is torch.Size([16, 3840])."
+    )
+
+
 def test_a_token_embedding_of_another_vocabulary(worker: Worker) -> None:
     found = first(run(worker, stack("z_image_turbo", "umt5_xxl", clip_type="lumina2")))
     assert found.rule == "dryrun/load"
