@@ -263,7 +263,8 @@ class Wiring:
 
     `index` is the place of each component in the whole report. `own` maps an encoder's index to the diffusion model of
     its own file, where another one is sampled with. `leftover`: the latent still holds noise; `decoded`: it goes
-    straight into a decoder; `unclear`: nodes whose models could not be followed.
+    straight into a decoder; `unclear`: nodes whose models could not be followed. `model_only`: LoRAs (by
+    index) that no text encoder is loaded through.
     """
 
     sampler: NodeUse
@@ -275,6 +276,7 @@ class Wiring:
     leftover: bool = False
     decoded: bool = False
     unclear: tuple[str, ...] = ()
+    model_only: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

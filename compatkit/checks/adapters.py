@@ -109,13 +109,18 @@ def _covered(
 ) -> Coverage:
     rules = builder.rules
     encoders: list[Base] = []
-    for part in of_role(builder.parts, "text_encoder"):
+    for part in of_role(builder.parts, "text_encoder") if not _model_only(builder, lora) else ():
         family = part.component.family
         if family and (encoder := of_component(part.component, rules) or of_family(family, rules)):
             encoders.append(encoder)
     names, shapes = encoder_names(encoders, table)
     has = partial(_since, loader, newest)
     return coverage(lora.component.tensors, spelled, base, table, rules, has, names, shapes)
+
+
+def _model_only(builder: Builder, lora: Part) -> bool:
+    """Whether a workflow applies a LoRA to the model and to no text encoder."""
+    return builder.wiring is not None and lora.index in builder.wiring.model_only
 
 
 def _since(loader: Loader, newest: bool, version: str) -> bool:
@@ -303,6 +308,7 @@ def _fit_fields(
         "first_junk": found.examples.get("junk", [])[:_SHOWN],
         "encoder_keys": encoder_keys,
         "encoders": any(True for _ in of_role(builder.parts, "text_encoder")),
+        "model_only": _model_only(builder, lora),
         "magnitudes": found.ignored["dora_peft"] + found.ignored["dora"],
         "twice": len(found.twice),
         "incomplete": found.crash,

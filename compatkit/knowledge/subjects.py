@@ -189,6 +189,7 @@ FIT = _fields(
     first_junk=([], "the first of them"),
     encoder_keys=(0, "tensors for text encoders that it does not find"),
     encoders=(False, "whether the set has a text encoder"),
+    model_only=(False, "whether a workflow applies it to the model and to no text encoder"),
     magnitudes=(0, "magnitudes of a DoRA that are left out"),
     twice=(0, "weights that two modules of the file change: the last one counts"),
     incomplete=("", "a tensor without which the runtime stops"),

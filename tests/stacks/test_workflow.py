@@ -278,3 +278,21 @@ def test_a_file_is_found_on_its_line(tmp_path: Path) -> None:
     line = path.read_text().splitlines()[read.line("vä.safetensors") - 1]
     assert "safetensors" in line
     assert read.line("nowhere") == 1
+
+
+def test_a_lora_reaches_the_text_encoder_only_where_its_clip_goes_on() -> None:
+    data = graphs.api()
+    both = {
+        "model": ["1", 0],
+        "clip": ["2", 0],
+        "lora_name": "l.safetensors",
+        "strength_model": 1,
+        "strength_clip": 0.5,
+    }
+    data["10"] = {"class_type": "LoraLoader", "inputs": both}
+    data["6"]["inputs"]["model"] = ["10", 0]
+    assert {b.kind for b in wired(data)[0].loras} == {"MODEL"}
+    data["4"]["inputs"]["clip"] = ["10", 1]
+    [run] = wired(data)
+    assert {b.kind for b in run.loras} == {"MODEL", "CLIP"}
+    assert run.loras[0].load.strength_clip == 0.5

@@ -119,6 +119,7 @@ class Plan:
         index = list(dict.fromkeys(i for _, _, used in uses for i in used))
         index += [i for i in self._beside(components, by_source) if i not in index]
         nodes = tuple(self._node(n) for n in run.nodes)
+        through = {b.load for b in run.loras if b.kind == "CLIP"}
         lacking = self._lacks(uses)
         shown_ = list(
             dict.fromkeys([*index, *(i for brought, every, _ in uses for i in every if brought.load in lacking)])
@@ -140,6 +141,9 @@ class Plan:
             own=self._own(uses, components, index, by_source),
             leftover=run.leftover,
             decoded=run.decoded,
+            model_only=frozenset(
+                index.index(i) for b, _, used in uses if b.load.use == "lora" and b.load not in through for i in used
+            ),
             unclear=tuple(self.graph.nodes[n].label for n in run.unclear),
         )
         settings = {**run.settings}

@@ -188,9 +188,7 @@ class _Tracer:
         for load in loads_of(node, self.rules):
             brought = Brought(load, kind)
             if load.use == "lora":
-                if not any(b.load == load for b in run.loras):
-                    run.loras.append(brought)
-                    loras.append(brought)
+                loras.append(brought)
             elif kind == "MODEL":
                 run.model.append(brought)
             elif kind == "CLIP":
