@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from compatkit.dryrun.build import Built, _quiet
+from compatkit.dryrun.build import Built, _quiet, _tensor
 from compatkit.dryrun.classes import arguments
 from compatkit.dryrun.replay import OpFailed, exact_errors
-from compatkit.dryrun.shims import known_values, library_shims
+from compatkit.dryrun.shims import MOST, known_values, library_shims
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def _values(
         for _ in range(int(described.get("list") or 0)):
             tensor = tensor[0]
         fill = {"zeros": 0, "ones": 1}.get(described["fill"], described["fill"])
+        if tensor.numel() > MOST:
+            continue
         if isinstance(fill, (int, float)):
-            out.append((tensor, torch.full((), fill, dtype=tensor.dtype).expand(tensor.shape)))
+            out.append((tensor, torch.full(tensor.shape, fill, dtype=tensor.dtype)))
         else:
-            from compatkit.dryrun.build import _tensor
-
             out.append((tensor, _tensor(described, built.dtype, "cpu", 0)))
     return out
 

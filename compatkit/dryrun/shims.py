@@ -15,6 +15,9 @@ from typing import Any
 
 #: Values are kept beside tensors of at most so many elements: whole numbers decide, floats hardly ever do.
 MOST, MOST_FLOATS = 1 << 20, 1 << 12
+#: Operators that write into their first operand, and factories whose values are nothing to rely on.
+_IN_PLACE = frozenset({"__setitem__", *(f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "and", "or", "xor"))})
+_UNSET = ("empty", "rand", "normal", "bernoulli", "new_empty")
 _CONSTANTS = {
     "zeros_like": 0,
     "new_zeros": 0,
@@ -56,10 +59,8 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 result = func(*args, **kwargs)
             except (RuntimeError, NotImplementedError, ValueError, TypeError) as e:
                 return self._recovered(e, func, name, args, kwargs, meta, known, len(tensors) > len(meta))
-            if name == "__setitem__" or (name.endswith("_") and not name.startswith("__")):
-                if known and meta:
-                    self._value(func, args, kwargs)
-                elif meta:
+            if name in _IN_PLACE or (name.endswith("_") and not name.startswith("__")):
+                if meta and not (known and self._value(func, args, kwargs) is not _FAILED):
                     self.values.pop(meta[0], None)
                 return result
             if meta and not known and name not in _CONSTANTS and name != "topk":
@@ -67,13 +68,13 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
             outputs = [t for t in _tensors(torch, (result,)) if t.device.type == "meta"]
             if not outputs or any(t.numel() > (MOST_FLOATS if t.is_floating_point() else MOST) for t in outputs):
                 return result
-            if known and (meta or not tensors):
+            if known and (meta or not tensors) and not name.startswith(_UNSET):
                 self._keep(result, self._value(func, args, kwargs))
             elif name in _CONSTANTS:
                 fill = _CONSTANTS[name]
                 fill = kwargs.get("fill_value", args[-1] if args else 0) if fill is None else fill
                 if isinstance(fill, (bool, int, float)):
-                    self.values[result] = torch.full((), fill, dtype=result.dtype).expand(result.shape)
+                    self.values[result] = torch.full(result.shape, fill, dtype=result.dtype, device="cpu")
             elif name == "topk" and assume_routing:
                 self.values[result[1]] = torch.arange(result[1].shape[-1]).expand(result[1].shape).contiguous()
             return result
@@ -104,6 +105,7 @@ def known_values(torch: Any, given: Iterable[tuple[Any, Any]] = (), shims: Itera
                 found = [self._positions(_map(torch, i, self._number)) for i in index]
                 return func(args[0], tuple(p for positions in found for p in positions))
             if name == "__setitem__":
+                self.values.pop(args[0], None)
                 return None
             if name == "repeat_interleave" and len(args) > 1 and args[1] in self.values:
                 return func(*args, **{**kwargs, "output_size": int(self.values[args[1]].sum())})
