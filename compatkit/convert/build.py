@@ -34,6 +34,8 @@ class Builder:
         for target in targets:
             for change in target.changes:
                 self.siblings.setdefault(id(change), []).append(target)
+        for owner, own in self.siblings.items():  # blocks lie on the diagonal in the order of the rows
+            own.sort(key=lambda t, o=owner: min(p.start for p in t.pieces if id(p.change) == o))  # type: ignore[misc]
         self._blocks: dict[int, list[tuple[int, int]] | None] = {}
         self.wider = 0
         self.joined = 0

@@ -87,13 +87,16 @@ def fold(value: Value, scale: float) -> Folded:
 def unfold(value: Value, scale: float, dtype: str) -> Value | None:
     """The matrix that `fold` made `value` of, in its dtype; None if it was another."""
     if scale == 1:
-        return value if value.dtype == dtype else None
+        array = encode(value.numbers(), dtype) if can_hold(dtype) else value.load()
+        kept = value.dtype == dtype or bool(np.array_equal(decode(array, dtype), value.numbers(), equal_nan=True))
+        return (value if value.dtype == dtype else made(array, dtype)) if kept else None
     if not can_hold(dtype):
         return None
     numbers = value.numbers().astype(np.float64)
     array = encode(numbers / scale, dtype)
     again = fold(made(array, dtype), scale).value
-    if again.dtype != value.dtype or not np.array_equal(again.load(), value.load()):
+    # parts that were joined share the widest type of all of them: numbers count, not types
+    if not np.array_equal(again.numbers().astype(np.float64), value.numbers().astype(np.float64), equal_nan=True):
         return None
     return made(array, dtype)
 
