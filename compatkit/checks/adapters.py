@@ -184,6 +184,11 @@ def _titles(builder: Builder) -> Mapping[str, str]:
     return builder.rules.adapters("spellings").get("titles") or {}
 
 
+def _alpha_apart(lora: Part) -> bool:
+    """Whether PEFT's metadata hold an alpha that no tensor has: a conversion makes tensors of it."""
+    return "lora_adapter_metadata" in lora.component.metadata and _lost_alpha(lora) is not None
+
+
 def _rank_claim(lora: Part) -> str | None:
     """The rank that sd-scripts' metadata says where no module has it and it is not said to differ by module."""
     facts, claim = lora.component.facts, lora.component.metadata.get("ss_network_dim")
@@ -325,7 +330,7 @@ def _command(
 ) -> str:
     """The `compatkit convert` that writes it as this runtime reads it; "" where nothing is lost by its names, or they
     are those of another model."""
-    if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused):
+    if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused or _alpha_apart(lora)):
         return ""
     from compatkit.adapters.speller import Speller
 
