@@ -198,6 +198,16 @@ def test_the_text_is_the_cpus_with_its_line_and_module(process: Checkout) -> Non
     assert found["shapes"][0][2] == 64
 
 
+def test_a_line_is_found_in_a_folder_that_is_a_link(folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "comfy").symlink_to(folder / "comfy")
+    with Checkout(read_install(linked), sys.executable) as made:
+        for name, part in PARTS.items():
+            made.part(name, part)
+        assert run(made, decoder="v16")["vae_decode"]["file"] == "comfy/sd.py"
+
+
 def test_channels_are_worded_as_the_cpu_does_and_not_as_meta(process: Checkout) -> None:
     found = run(process, decoder="v16")["vae_decode"]
     assert "to have 16 channels, but got 4 channels instead" in found["message"]

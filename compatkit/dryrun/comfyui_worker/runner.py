@@ -11,6 +11,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Runner:
     """Holds the headers it was told of and runs sets of them."""
 
     def __init__(self, directory: str) -> None:
-        self.directory = os.path.realpath(directory)
+        self.directory = str(Path(directory).absolute())
         self.comfy = importlib.import_module("comfy")
         files = importlib.import_module("comfy.utils")
         self.log = Log()
@@ -176,7 +177,7 @@ class Runner:
         place: dict[str, Any] = {}
         modules: list[torch.nn.Module] = []
         for frame, line in traceback.walk_tb(error.__traceback__):
-            path = os.path.realpath(frame.f_code.co_filename)
+            path = str(Path(frame.f_code.co_filename).absolute())  # not resolved: a part of the folder may be a link
             if path.startswith(self.directory + os.sep):
                 place.update(file=os.path.relpath(path, self.directory).replace(os.sep, "/"), line=line)
             own = frame.f_locals.get("self")
