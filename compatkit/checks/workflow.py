@@ -70,9 +70,9 @@ def _run(builder: Builder, diffusion: Part) -> dict[str, Any]:
         },
         "diffusion": {
             **diffusion.fields,
-            "cfg_top": max(tops) if len(tops) == len(cards) else None,
+            "cfg_top": max(tops) if tops and len(tops) == len(cards) else None,
             "guidance": next((s["guidance"] for s in samplings if s.get("guidance") is not None), None),
-            "fewest_steps": min(steps) if len(steps) == len(cards) else None,
+            "fewest_steps": min(steps) if steps and len(steps) == len(cards) else None,
             "safe_dtypes": list(dict.fromkeys(str(d).lower() for d in safe)),
             "dtype_note": next((str(c["dtypes"]["fp16"]) for c in cards if (c.get("dtypes") or {}).get("fp16")), ""),
             "usual_dtype": str(safe[0]).lower() if safe else "",

@@ -44,13 +44,14 @@ def compatkit(*arguments: str | Path, cwd: Path, timeout: float = 120) -> subpro
     )
 
 
-def children() -> set[int]:
-    """Processes of the worker that are there."""
+def children(parent: int | None = None) -> set[int]:
+    """Processes of the worker that are there; of that process, if one is named."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if b"compatkit.smoke.worker" in (entry / "cmdline").read_bytes():
+                started_by = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if b"compatkit.smoke.worker" in (entry / "cmdline").read_bytes() and parent in (None, started_by):
                     found.add(int(entry.name))
             except OSError:
                 continue
@@ -325,7 +326,6 @@ def test_a_checkpoint_of_old_torch_is_read(scan: Any, tmp_path: Path) -> None:
 def test_ctrl_c(tmp_path: Path, no_worker_is_left: None) -> None:
     path = tmp_path / "m.safetensors"
     sparse_safetensors(path, {f"layers.{i}.weight": ("BF16", (10240, 10240)) for i in range(60)})  # 12 GB, no disk
-    before = children()
     process = subprocess.Popen(
         [sys.executable, "-m", "compatkit", "smoke", "--scan", str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -335,7 +335,7 @@ def test_ctrl_c(tmp_path: Path, no_worker_is_left: None) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not children() - before and process.poll() is None and time.monotonic() < deadline:
+    while not children(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
