@@ -9,7 +9,7 @@ def shown(name: object, limit: int = 120) -> str:
     """`name` in quotes, fit for one line of a report, at most about `limit` characters long.
 
     Control characters, undecodable bytes and the marks that turn text around are escaped, so that a file's name cannot
-    forge a line of the report or colour the terminal. Of a long path the folders are left out first (a report that hides
+    forge a line of the report or colour the terminal. Of a long path the folders go first (a report that hides
     them could not know half a one); then the middle of the name is cut: both ends tell more.
     """
     text = name if isinstance(name, str) else str(name)
