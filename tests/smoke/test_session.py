@@ -323,11 +323,20 @@ def test_a_checkpoint_of_old_torch_is_read(scan: Any, tmp_path: Path) -> None:
     assert (finding.rule, finding.evidence["at"]) == ("smoke/nan", "[1, 1]")
 
 
+HEEDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from compatkit.cli import main
+main()
+"""
+
+
 def test_ctrl_c(tmp_path: Path, no_worker_is_left: None) -> None:
     path = tmp_path / "m.safetensors"
     sparse_safetensors(path, {f"layers.{i}.weight": ("BF16", (10240, 10240)) for i in range(60)})  # 12 GB, no disk
     process = subprocess.Popen(
-        [sys.executable, "-m", "compatkit", "smoke", "--scan", str(path)],
+        # A test run in the background of a shell ignores the signal, and so would what it starts.
+        [sys.executable, "-c", HEEDING, "smoke", "--scan", str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
