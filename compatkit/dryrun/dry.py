@@ -82,6 +82,7 @@ def dry_run(
         *report.not_checked,
         *_skipped(made.gaps, made.probes if failure else (), failure),
         *_absent(reasons, made),
+        *_unread(stack),
     ]
     ordered = sorted(report.findings, key=lambda f: (LEVELS.index(f.level), f.evidence.get("order", 0)))
     report = replace(
@@ -140,6 +141,19 @@ def _skipped(gaps: Sequence[Gap], unrun: Sequence[Probe], failure: str) -> list[
 
 def _rule(about: str) -> str:
     return f"dryrun/{'context' if about == 'glyph' else about}"
+
+
+def _unread(stack: Stack) -> list[NotChecked]:
+    """Files that could not be read at all: header findings are not shown here, but why nothing was run must be."""
+    from compatkit.vocabulary import NotChecked
+
+    return [
+        NotChecked("dryrun/forward", problem.message)
+        for component in stack.components
+        if not component.key_groups
+        for problem in component.problems
+        if problem.level == "error"
+    ]
 
 
 def _absent(reasons: Mapping[str, str], made: Any) -> list[NotChecked]:

@@ -80,3 +80,9 @@ def test_a_module_that_lies_among_the_models_is_not_run(run: Run, tmp_path: Path
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_not_there_is_named(run: Run, right_set: list[Path], broken: dict[str, str]) -> None:
+    done = run("dryrun", right_set[0], right_set[0].parent / "nosuch.safetensors", env=broken)
+    assert done.returncode == 3
+    assert "does not exist" in done.stdout
