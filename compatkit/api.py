@@ -181,9 +181,9 @@ def inspect_all(
 
 def is_workflow(source: str) -> bool:
     """Whether a source could be a ComfyUI workflow: a JSON object or a PNG on this machine."""
-    from compatkit.stacks.workflow.graph import looks_like
+    from compatkit.stacks import kinds
 
-    return looks_like(source)
+    return kinds.is_workflow(source)
 
 
 def workflow_plan(

@@ -30,9 +30,9 @@ def command(stack: str, output: Path | None, hashing: bool, force: bool) -> None
     from compatkit.render.style import Paint
     from compatkit.render.text import check_text
     from compatkit.sources.open import Network
-    from compatkit.stacks import lockfile, stackfile
+    from compatkit.stacks import kinds, lockfile, stackfile
 
-    if not stackfile.is_stackfile(stack):
+    if not kinds.is_stackfile(stack):
         raise click.UsageError(f"{stack}: a lock is made from a stack.toml (`compatkit init` writes one).")
     parsed = stackfile.load(stack)
     report = api.check([stack], full=True)

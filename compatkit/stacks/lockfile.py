@@ -66,11 +66,6 @@ class Lock:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_lockfile(source: str) -> bool:
-    """Whether a source is a lock, by its suffix."""
-    return source.lower().endswith(".lock") and "://" not in source
-
-
 def header_digest(components: Iterable[Component]) -> str | None:
     """SHA-256 over the names, dtypes, shapes and offsets of every tensor of one source; None if it has none."""
     tensors = {name: t for c in components for name, t in c.tensors.items()}

@@ -96,11 +96,6 @@ class StackFile:
         return {shown_name(e.source): e.license for e in self.entries if e.license}
 
 
-def is_stackfile(source: str) -> bool:
-    """Whether a source is a stack file, by its suffix."""
-    return source.lower().endswith(".toml") and "://" not in source
-
-
 def load(path: str) -> StackFile:
     """Read and check one stack file.
 

@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compatkit.sources.naming import shown
-from compatkit.stacks import lockfile, stackfile
 from compatkit.stacks.files import Request
-from compatkit.stacks.lockfile import LockedSource
-from compatkit.stacks.stackfile import StackFile
-from compatkit.stacks.workflow import graph as workflow
+from compatkit.stacks.kinds import is_lockfile, is_stackfile, is_workflow
 from compatkit.vocabulary import Component, SourceError
+
+if TYPE_CHECKING:
+    from compatkit.stacks.lockfile import LockedSource
+    from compatkit.stacks.stackfile import StackFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Named:
         """The components of one source, with what differs from its lock among their problems."""
         for one in self.locked:
             if one.entry.request == request and components:
+                from compatkit.stacks import lockfile
+
                 problems = lockfile.moved(one, components)
                 return [replace(components[0], problems=(*components[0].problems, *problems)), *components[1:]]
         return components
@@ -36,7 +40,7 @@ class Named:
 
 def is_whole(source: str) -> bool:
     """Whether a source is a stack file or a lock."""
-    return stackfile.is_stackfile(source) or lockfile.is_lockfile(source)
+    return is_stackfile(source) or is_lockfile(source)
 
 
 def named(texts: Sequence[str]) -> Named:
@@ -46,7 +50,7 @@ def named(texts: Sequence[str]) -> Named:
         SourceError: there are two of them, or one is not what it should be.
     """
     found = [t for t in texts if is_whole(t)]
-    graphs = [t for t in texts if t not in found and workflow.looks_like(t)]
+    graphs = [t for t in texts if t not in found and is_workflow(t)]
     if len(graphs) + bool(found) > 1 and graphs:
         raise SourceError(
             f"{shown(graphs[0])} and {shown([*graphs[1:], *found][0])}: give one workflow or stack at a time"
@@ -57,9 +61,11 @@ def named(texts: Sequence[str]) -> Named:
         return Named(texts)
     if len(found) > 1:
         raise SourceError(f"{shown(found[0])} and {shown(found[1])}: give one stack at a time")
+    from compatkit.stacks import lockfile, stackfile
+
     path = found[0]
     locked: Sequence[LockedSource] = ()
-    if lockfile.is_lockfile(path):
+    if is_lockfile(path):
         lock = lockfile.load(path)
         stack, locked = lock.stack, lock.sources
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from compatkit.knowledge.store import load
+from compatkit.stacks import kinds
 from compatkit.stacks.workflow import graph
 from compatkit.stacks.workflow.graph import Node, Wire
 from compatkit.stacks.workflow.places import Finder, extra_paths
@@ -209,7 +210,7 @@ def test_two_samplers_in_a_row() -> None:
 def test_a_picture_carries_its_graph(tmp_path: Path, kind: bytes) -> None:
     path = tmp_path / "out.png"
     path.write_bytes(graphs.png("prompt", graphs.api(), kind))
-    assert graph.looks_like(str(path))
+    assert kinds.is_workflow(str(path))
     assert len(graph.load(str(path), RULES).nodes) == 8
     path.write_bytes(graphs.png("parameters", {}, kind))
     with pytest.raises(SourceError, match="carries no workflow"):

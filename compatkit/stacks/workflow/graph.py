@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from compatkit.sources.naming import shown
+from compatkit.stacks.kinds import PNG
 from compatkit.vocabulary import SourceError
 
 MAX_BYTES = 64 << 20
 MAX_NODES = 20_000
-_PNG = b"\x89PNG\r\n\x1a\n"
 #: The keywords under which an editor stores its graphs in a picture, best first.
 _KEYWORDS = (b"prompt", b"workflow")
 
@@ -74,19 +74,6 @@ class Graph:
         return 1
 
 
-def looks_like(path: str) -> bool:
-    """Whether a local source could hold a workflow, by its suffix and its first bytes."""
-    lower = path.lower()
-    if "://" in path or lower.endswith(".index.json") or not lower.endswith((".json", ".png")):
-        return False
-    try:
-        with open(path, "rb") as f:
-            head = f.read(64)
-    except OSError:
-        return False
-    return head.startswith(_PNG) if lower.endswith(".png") else head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-
-
 def load(path: str, rules: Mapping[str, Any]) -> Graph:
     """The graph of one file. `rules` is `Knowledge.nodes()`.
 
@@ -100,7 +87,7 @@ def load(path: str, rules: Mapping[str, Any]) -> Graph:
         raise SourceError(f"{shown(path)} cannot be read: {e.strerror or e}") from None
     if len(raw) > MAX_BYTES:
         raise SourceError(f"{shown(path)} is no workflow: it is longer than {MAX_BYTES >> 20} MB")
-    if raw.startswith(_PNG):
+    if raw.startswith(PNG):
         raw = _from_png(raw, path)
     try:
         text = raw.decode("utf-8-sig")
@@ -207,7 +194,7 @@ def described(node: Node, rules: Mapping[str, Any]) -> None:
 def _from_png(raw: bytes, path: str) -> bytes:
     """The graph that a picture carries in a text chunk."""
     found: dict[bytes, bytes] = {}
-    at = len(_PNG)
+    at = len(PNG)
     while at + 12 <= len(raw):
         size, kind = struct.unpack(">I4s", raw[at : at + 8])
         if size > len(raw) - at - 12:
