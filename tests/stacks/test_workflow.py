@@ -142,6 +142,24 @@ def test_a_subgraph_is_unfolded_and_its_promoted_values_count() -> None:
     assert names(run.model) == ["inside.safetensors"]
 
 
+def test_promoted_values_stand_in_the_order_of_the_definition() -> None:
+    """The node that stands for a subgraph may list fewer inputs than it has values: one for each input typed in."""
+    data = subgraph(["a prompt", "outside.safetensors"])
+    inner = data["definitions"]["subgraphs"][0]
+    inner["inputs"] = [{"name": "image", "type": "IMAGE"}, {"name": "text", "type": "STRING"}, *inner["inputs"]]
+    inner["links"][0]["origin_slot"] = 2
+    inner["links"] += [
+        {"id": 3, "origin_id": -10, "origin_slot": 1, "target_id": 2, "target_slot": 1, "type": "STRING"},
+        {"id": 4, "origin_id": -10, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "IMAGE"},
+    ]
+    prompt = {"name": "text", "type": "STRING", "widget": {"name": "text"}, "link": 3}
+    picture = {"name": "image", "type": "IMAGE", "link": 4}
+    inner["nodes"].append({**graphs.node(2, "Prompt", ("inside",)), "inputs": [picture, prompt]})
+    data["nodes"][0]["inputs"] = [{"name": "unet_name", "type": "COMBO", "widget": {"name": "unet_name"}, "link": None}]
+    [run] = wired(data)
+    assert names(run.model) == ["outside.safetensors"]
+
+
 def test_subgraphs_without_end_are_refused() -> None:
     data = subgraph([])
     data["definitions"]["subgraphs"][0]["nodes"].append(graphs.node(2, "aaaa-bbbb"))

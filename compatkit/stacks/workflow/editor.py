@@ -223,7 +223,10 @@ class _Editor:
                 and i < len(values)
             ):
                 return values[i]
-        own = [s.get("name") for s in owner.slots("inputs") if s.get("widget")]
+        if proxies:
+            own: list[Any] = [s.get("name") for s in owner.slots("inputs") if s.get("widget")]
+        else:  # one value for each input of the definition that is typed in; the node itself may list fewer of them
+            own = _typed(owner.inside.definition) if owner.inside is not None else []
         return values[own.index(name)] if name in own and own.index(name) < len(values) else None
 
     def _output(self, raw: _Raw, slot: int, steps: int) -> Any:
@@ -281,6 +284,21 @@ class _Editor:
             if _key(link) in scope.links:
                 return self._follow(scope, link, steps)
         return None
+
+
+def _typed(definition: Mapping[str, Any]) -> list[Any]:
+    """The names of a subgraph's inputs that stand for a value of a node in it, in the order of their values."""
+    slots = {_key(n.get("id")): _list(n.get("inputs")) for n in _list(definition.get("nodes")) if isinstance(n, Mapping)}
+    typed = set()
+    for link in _list(definition.get("links")):
+        if not isinstance(link, Mapping) or _key(link.get("origin_id")) != _INPUTS:
+            continue
+        inner, at = slots.get(_key(link.get("target_id")), []), link.get("target_slot")
+        slot = inner[at] if isinstance(at, int) and 0 <= at < len(inner) else None
+        if isinstance(slot, Mapping) and slot.get("widget"):
+            typed.add(link.get("origin_slot"))
+    inputs = _list(definition.get("inputs"))
+    return [s.get("name") for i, s in enumerate(inputs) if i in typed and isinstance(s, Mapping)]
 
 
 def _paired(names: Sequence[tuple[str, bool]], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
