@@ -1,7 +1,8 @@
 """From an error text or a log to its causes: which rule explains it, ranked, with the numbers it names.
 
-The knowledge stands in `rules/errors/`; here it is matched line by line. Logs are untrusted: lines are cut, their
-number and the number of different ones are bounded.
+The knowledge stands in `rules/errors/`; here it is matched line by line. Logs are untrusted: their lines and the number
+of different ones are bounded. Most lines of a log say that all is well: in more than a few lines only those count that
+speak of trouble, and after a run that ended only what happens silently.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from compatkit.checks.loglines import Line, read
 from compatkit.knowledge import cel
 from compatkit.vocabulary import Finding
 
-#: Of a line, its beginning and its end are looked at; of a log, the same.
-LINE_HEAD, LINE_TAIL = 600, 300
-HEAD, TAIL = 4_000, 16_000
 #: Characters of lines that differ in more than numbers; of a log that holds more, the later ones are not looked at.
 NEW = 800_000
 #: The share of what is missing to certainty that a finding in the set adds to a cause of its rule, or of its group.
@@ -28,13 +27,8 @@ WARNED, REPEATED = 0.8, 0.6
 BEFORE, AFTER, NEAR = 30, 40, 6_000
 #: A text of so few lines is a complaint and no log: what it speaks of counts, where no message is known.
 SHORT = 8
-_EXCEPTION = re.compile(
-    r"^(?:\[[^\]]*\] )?(?:!!! Exception\b|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b ?[:(])"
-)
-_TROUBLE = re.compile(
-    r"(?i)error|exception|fail|invalid|unsupported|unknown|missing|mismatch|cannot|can't|unable|traceback"
-)
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: In a text of so few lines each one is what is asked about.
+FEW = 3
 _DIGITS = re.compile(r"\d+")
 
 
@@ -57,6 +51,7 @@ class _Entry(NamedTuple):
     causes: Sequence[Mapping[str, Any]]
     topic: bool
     exact: bool
+    silent: bool
 
 
 def diagnose(
@@ -64,16 +59,18 @@ def diagnose(
 ) -> list[Cause]:
     """Causes of what a log says, best first; those a finding about the files at hand confirms come before others."""
     compiled = [
-        _Entry([re.compile(p) for p in e["patterns"]], e["causes"], bool(e.get("topic")), bool(e.get("exact")))
+        _Entry(_compiled(e), e["causes"], bool(e.get("topic")), bool(e.get("exact")), bool(e.get("silent")))
         for e in entries
         if "causes" in e
     ]
-    lines = _lines(text)
-    best = _best(lines, [e for e in compiled if not e.topic], known)
-    if not best:
-        short = len(lines) <= SHORT
-        told = [line if short or _TROUBLE.search(line) else "" for line in lines]
-        best = _best(told, [e for e in compiled if e.topic], known)
+    lines = read(text)
+    short = len(lines) <= SHORT
+    ended = _ended(lines, entries)
+    lines = _of_trouble(lines, entries)
+    plain = [e for e in compiled if not e.topic]
+    best = _best(lines, [e for e in plain if e.silent] if ended and not short else plain, known)
+    if not best and not ended:
+        best = _best([x for x in lines if short or x.raised], [e for e in compiled if e.topic], known)
     found = [f for f in findings if f.level != "info"]
     out: dict[str, Cause] = {}
     for cause in (_confirmed(c, found) for c in best.values()):
@@ -93,7 +90,7 @@ def telling(causes: Iterable[Cause]) -> list[Cause]:
 def run_facts(text: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What a log says of the run itself: versions, card, dtypes, what was loaded; the last word on each."""
     out: dict[str, str] = {}
-    lines = list(dict.fromkeys(_lines(text)))
+    lines = list(dict.fromkeys(x.text for x in read(text)))
     for entry in entries:
         if "fact" not in entry:
             continue
@@ -105,27 +102,45 @@ def run_facts(text: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, str]
     return out
 
 
-def _lines(text: str) -> list[str]:
-    """The lines that are looked at, without colours, long ones cut in the middle."""
-    lines = text.splitlines()
-    if len(lines) > HEAD + TAIL:
-        lines = lines[:HEAD] + lines[-TAIL:]
-    return [_cut(line) for line in lines if line.strip()]
+def _compiled(entry: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    return [re.compile(p) for p in entry["patterns"]]
 
 
-def _cut(line: str) -> str:
-    if len(line) > LINE_HEAD + LINE_TAIL:
-        line = line[:LINE_HEAD] + " … " + line[-LINE_TAIL:]
-    return _ANSI.sub("", line).strip()
+def _of_trouble(lines: Sequence[Line], entries: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The lines with `trouble` told again: in a few every line is, in more none that is known to be chatter."""
+    if len(lines) <= FEW:
+        return [line._replace(trouble=True) for line in lines]
+    chatter = [p for e in entries if e.get("chatter") for p in _compiled(e)]
+    known: dict[str, bool] = {}
+    left = NEW
+    out = []
+    for line in lines:
+        trouble = line.trouble or len(lines) <= SHORT
+        if trouble and not line.raised:
+            shape = _DIGITS.sub("0", line.text)
+            if shape not in known:
+                left -= len(line.text)
+                known[shape] = left < 0 or any(p.search(line.text) for p in chatter)
+            trouble = not known[shape]
+        out.append(line._replace(trouble=trouble))
+    return out
 
 
-def _best(lines: Sequence[str], entries: Sequence[_Entry], known: Mapping[str, Any]) -> dict[str, Cause]:
+def _ended(lines: Sequence[Line], entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the run came to its end: it says so, and nothing was raised."""
+    patterns = [p for e in entries if e.get("finished") for p in _compiled(e)]
+    return not any(x.raised for x in lines) and any(p.search(x.text) for x in reversed(lines) for p in patterns)
+
+
+def _best(lines: Sequence[Line], entries: Sequence[_Entry], known: Mapping[str, Any]) -> dict[str, Cause]:
     """Rule -> its best cause in these lines."""
-    raised = any(_EXCEPTION.match(line) for line in lines)
+    raised = any(line.raised for line in lines)
     best: dict[str, Cause] = {}
     shapes: dict[str, list[tuple[_Entry, re.Pattern[str]]]] = {}
     left = NEW
-    for number, line in enumerate(lines):
+    for number, (line, fatal, counts) in enumerate(lines):
+        if not counts:
+            continue
         shape = _DIGITS.sub("0", line)
         matching = shapes.get(shape)
         if matching is None:
@@ -136,11 +151,11 @@ def _best(lines: Sequence[str], entries: Sequence[_Entry], known: Mapping[str, A
             shapes[shape] = matching
         if not matching:
             continue
-        near = "\n".join(lines[max(0, number - BEFORE) : number + AFTER])[-NEAR:]
+        near = "\n".join(x.text for x in lines[max(0, number - BEFORE) : number + AFTER])[-NEAR:]
         here: dict[str, Cause] = {}
         for entry, pattern in matching:
             match = pattern.search(line)
-            for cause in _causes(entry, match, line, near, known, raised) if match else ():
+            for cause in _causes(entry, match, line, near, known, raised and not fatal, fatal) if match else ():
                 if cause.rule not in here or cause.score > here[cause.rule].score:
                     here[cause.rule] = cause
         for cause in _varied(here.values()):
@@ -162,7 +177,7 @@ def _varied(causes: Iterable[Cause]) -> Iterable[Cause]:
 
 
 def _causes(
-    entry: _Entry, match: re.Match[str], line: str, near: str, known: Mapping[str, Any], raised: bool
+    entry: _Entry, match: re.Match[str], line: str, near: str, known: Mapping[str, Any], warned: bool, raised: bool
 ) -> Iterable[Cause]:
     captured = {k: int(v) if v.isdigit() and len(v) < 16 else v for k, v in match.groupdict().items() if v is not None}
     values = {"c": {**cel.plain(captured), "line": cel.plain(line), "near": cel.plain(near)}, "known": dict(known)}
@@ -176,9 +191,9 @@ def _causes(
         except cel.CelError:  # it speaks of something that this form of the message does not name
             continue
         score = float(cause["score"])
-        if _EXCEPTION.match(line):
+        if raised:
             score += (1 - score) * RAISED
-        elif raised:
+        elif warned:
             score *= WARNED
         told = {k: v for k, v in captured.items() if v != ""}
         yield Cause(cause["rule"], round(score, 4), line, told, message, str(cause.get("fix", "")), exact=entry.exact)

@@ -11,11 +11,15 @@ from compatkit.knowledge.yamlfile import RuleFile
 
 #: `topic`: counts only where nothing else speaks. `exact`: only a finding of a cause's own rule explains the line, not
 #: one of its group. `fact`: no cause, but something a log says of the run (`value` is captured); `many`: all of its
-#: values are of interest, not only the last.
-_KEYS = {"id", "title", "patterns", "causes", "topic", "exact", "fact", "many"}
+#: values are of interest, not only the last. `silent`: it happens without ending a run, so it counts after one that
+#: ended. `chatter`: lines of a log that mean no trouble; `finished`: lines that say a run came to its end.
+_KEYS = {"id", "title", "patterns", "causes", "topic", "exact", "silent", "fact", "many", "chatter", "finished"}
+_KINDS = ("causes", "fact", "chatter", "finished")
 _CAUSE = {"rule", "score", "when", "message", "fix"}
 #: Encoders whose hidden layers are concatenated give multiples of their width.
 _TAPS = (1, 3)
+#: The pieces of a picture come with the class token, or without, or it is counted twice.
+_CLASS_TOKEN = (-1, 0, 1)
 
 
 def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
@@ -28,8 +32,8 @@ def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
         for key in entry:
             if key not in _KEYS:
                 raise file.error((i, key), f"unknown key {key!r}{nearest(str(key), _KEYS)}")
-        if ("fact" in entry) == ("causes" in entry):
-            raise file.error((i,), "an entry has either causes or a fact")
+        if sum(kind in entry for kind in _KINDS) != 1:
+            raise file.error((i,), "an entry has one of causes, fact, chatter and finished")
         for j, pattern in enumerate(entry.get("patterns") or []):
             try:
                 groups = re.compile(pattern).groupindex
@@ -57,6 +61,7 @@ def known_numbers(documents: Mapping[str, Any]) -> dict[str, list[int]]:
     out: dict[str, set[int]] = {
         "encoder": set(),
         "image": set(),
+        "image_tokens": set(),
         "text": set(),
         "pooled": set(),
         "latent": set(),
@@ -72,6 +77,8 @@ def known_numbers(documents: Mapping[str, Any]) -> dict[str, list[int]]:
             out["encoder"] |= {width * taps for taps in _TAPS}
         elif role == "clip_vision" and width:
             out["image"].add(width)
+            pieces = _number(document, "positions", example)
+            out["image_tokens"] |= {pieces + token for token in _CLASS_TOKEN} if pieces else set()
         elif role == "diffusion":
             for encoder in card.get("text_encoders") or []:
                 into = str(encoder.get("into") or "")

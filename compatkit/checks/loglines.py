@@ -1,0 +1,114 @@
+"""The lines of a log as they are compared with messages: without colours, time stamps and what a container puts first.
+
+Logs are untrusted: lines are cut, and of a long log only both ends are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: Of a line, its beginning and its end are looked at; of a log, the same.
+LINE_HEAD, LINE_TAIL = 600, 300
+HEAD, TAIL = 4_000, 16_000
+#: A line that begins so far to the right goes on with the one before it, if that one is so long: a narrow terminal.
+INDENT, FULL = 12, 40
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+#: What stands before a message: quotes, a container's or a server's name, a time, a level, a logger.
+_PREFIX = re.compile(
+    r"^(?:(?:[>|│┃]\s?)+|[\w.-]{1,40}\s{1,20}\| |E {3,}|[-*]\s+(?=\*\*)"
+    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?\]?:?(?: - )?\s*"
+    r"|\[?\d\d:\d\d:\d\d(?:[.,-]\d+)?\]?\s+"
+    r"|(?:[\w.]{1,40} - )?\[?(?i:error|warn(?:ing)?|info|debug|critical)\s?\]?(?: - |\s*-->\s*)"
+    r"|\[(?i:error|warn(?:ing)?|info|debug|critical)\s?\]\s*|:*\[[\w .-]{1,40}\]::(?:[A-Z]+ --> )?"
+    r"|\[[\w-]{1,30}/STD(?:ERR|OUT)\]\s*|[\w-]{1,30} on port \d+ std(?:err|out): )"
+)
+_LEVEL = re.compile(r"\b(?:(?P<low>INFO|DEBUG|Info|Debug)|(?P<high>ERROR|CRITICAL|Error|FATAL))\b ?(?:\]|-|:| {2,}|$)")
+#: The last line of a traceback, and how runtimes announce one.
+_EXCEPTION = re.compile(
+    r"^(?:\[[^\]]*\] )?(?:!!! Exception\b|\W{0,4}Exception Message\b"
+    r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b ?[:(])"
+)
+_ANNOUNCED = re.compile(r"^Error occurred when executing ")
+_FRAME = re.compile(r'^(?:File "|[\^~]|Traceback|\[|INFO\b|WARNING\b|ERROR\b|DEBUG\b|[-*•└├] )')
+#: A server's answer holds the message in JSON, between pages of graph.
+_ANSWER = re.compile(r'"exception_message": ?"((?:[^"\\]|\\.){1,2000})"')
+_TROUBLE = re.compile(
+    r"(?i)error|exception|traceback|fail|invalid|unsupported|unknown|missing|mismatch|cannot|unable|unexpected|expected"
+    r"|\bno[tn]?\b|n['’]t\b|\bmust\b|\bonly\b|\bout of\b|\boom\b|incompatib|wrong"
+    r"|\btoo ?(?:large|small|old|few|many|long)|corrupt|truncat|incomplete|\bnan|black|\bnois|different|instead"
+    r"|\bneeds?\b|require|ignor|skipp|unused|killed|denied|refused|abort|assert|forbidden|unauthori|\b40[134]\b|unrecogni|outdated|blank|crash|broken|left ?over"
+)
+#: Said at a low level, only these words speak of more than progress.
+_PLAIN = re.compile(r"(?i)error|exception|traceback|fail|cannot|invalid|unsupported|mismatch|not loaded|\bNaN")
+
+
+class Line(NamedTuple):
+    """A line, whether it ends a run with an exception, and whether its words or its level speak of trouble."""
+
+    text: str
+    raised: bool
+    trouble: bool
+
+
+def read(text: str) -> list[Line]:
+    """The lines that are looked at, what a narrow terminal broke put together again."""
+    lines = text.splitlines()
+    if len(lines) > HEAD + TAIL:
+        lines = lines[:HEAD] + lines[-TAIL:]
+    out: list[Line] = []
+    announced = False
+    for raw in _whole(lines):
+        for line in _said(raw):
+            out.append(line._replace(raised=True, trouble=True) if announced else line)
+            announced = bool(_ANNOUNCED.match(line.text))
+    return out
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Lines that are not empty, without colours; a line far to the right joins the one before it."""
+    held = ""
+    for raw in lines:
+        line = _ANSI.sub("", _cut(raw.rstrip()))
+        plain = line.strip()
+        if not plain:
+            continue
+        goes_on = len(line) - len(line.lstrip(" ")) >= INDENT and len(held) >= FULL and len(held) < LINE_HEAD
+        if goes_on and not held.startswith(" ") and not _FRAME.match(plain) and not _FRAME.match(held):
+            held = f"{held} {plain}"
+            continue
+        if held:
+            yield held
+        held = line
+    if held:
+        yield held
+
+
+def _said(raw: str) -> Iterator[Line]:
+    level = _LEVEL.search(raw[:80])
+    text = raw.strip()
+    for _ in range(6):
+        match = _PREFIX.match(text)
+        if match is None or match.end() == len(text):
+            break
+        text = text[match.end() :]
+    raised = bool(_EXCEPTION.match(text))
+    if level and level["low"]:
+        trouble = raised or bool(_PLAIN.search(text))
+    else:
+        trouble = raised or bool(level) or bool(_TROUBLE.search(text))
+    yield Line(text, raised, trouble)
+    answer = _ANSWER.search(raw)
+    if answer:
+        said = answer[1].replace("\\n", " ").replace('\\"', '"').replace("\\\\", "\\").strip()
+        yield Line(said, raised=True, trouble=True)
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LINE_HEAD + LINE_TAIL:
+        return line
+    answer = _ANSWER.search(line)
+    middle = f" … {answer[0]} … " if answer else " … "
+    return line[:LINE_HEAD] + middle + line[-LINE_TAIL:]
