@@ -39,7 +39,8 @@ _TROUBLE = re.compile(
     r"(?i)error|exception|traceback|fail|invalid|unsupported|unknown|missing|mismatch|cannot|unable|unexpected|expected"
     r"|\bno[tn]?\b|n['’]t\b|\bmust\b|\bonly\b|\bout of\b|\boom\b|incompatib|wrong"
     r"|\btoo ?(?:large|small|old|few|many|long)|corrupt|truncat|incomplete|\bnan|black|\bnois|different|instead"
-    r"|\bneeds?\b|require|ignor|skipp|unused|killed|denied|refused|abort|assert|forbidden|unauthori|\b40[134]\b|unrecogni|outdated|blank|crash|broken|left ?over"
+    r"|\bneeds?\b|require|ignor|skipp|unused|killed"
+    r"|denied|refused|abort|assert|forbidden|unauthori|\b40[134]\b|unrecogni|outdated|blank|crash|broken|left ?over"
 )
 #: Said at a low level, only these words speak of more than progress.
 _PLAIN = re.compile(r"(?i)error|exception|traceback|fail|cannot|invalid|unsupported|mismatch|not loaded|\bNaN")

@@ -288,7 +288,9 @@ class _Editor:
 
 def _typed(definition: Mapping[str, Any]) -> list[Any]:
     """The names of a subgraph's inputs that stand for a value of a node in it, in the order of their values."""
-    slots = {_key(n.get("id")): _list(n.get("inputs")) for n in _list(definition.get("nodes")) if isinstance(n, Mapping)}
+    slots = {
+        _key(n.get("id")): _list(n.get("inputs")) for n in _list(definition.get("nodes")) if isinstance(n, Mapping)
+    }
     typed = set()
     for link in _list(definition.get("links")):
         if not isinstance(link, Mapping) or _key(link.get("origin_id")) != _INPUTS:
