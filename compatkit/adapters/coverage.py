@@ -11,7 +11,7 @@ from compatkit.adapters.base import Base
 from compatkit.adapters.blocks import blocks
 from compatkit.adapters.fit import FITS, NEEDED, Shape, matrix
 from compatkit.adapters.keys import Key, Spellings
-from compatkit.adapters.names import Target, held_names, key_map
+from compatkit.adapters.names import Target, held_names, held_weights, key_map
 from compatkit.adapters.routes import Stop, routed, stop
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import Tensor
@@ -124,13 +124,13 @@ def coverage(
     keys, junk = spelled.keys(file.shapes if file.conversion else tensors)
     table = routed(table, base, file.shapes)
     held = held_names(base, table)
-    weights: dict[str, tuple[int | None, ...]] = {held[own]: shape for own, shape in base.shapes.items()}
-    weights.update(encoder_shapes or {})
+    weights = held_weights(base, table, knowledge, held)
     modules: dict[str, dict[str, Key]] = {}
     for key in keys:
         modules.setdefault(key.module, {})[key.ending] = key
-    names = key_map(base, table, knowledge, has, held, modules)
+    names = key_map(base, table, knowledge, has, held, modules, list(weights))
     names.update(encoders or {})
+    weights.update(encoder_shapes or {})
     out = Coverage(len(file.shapes), conversion=file.conversion)
     out.modules = sum(any(k.sense.algorithm for k in own.values()) for own in modules.values())
     reader = _Reader(spelled, table, file, out)
@@ -194,6 +194,7 @@ class _Reader:
         self.companions = set(table.get("companions") or ())
         self.ignored = dict(table.get("ignored") or {})
         self.drops = tuple(table.get("drops") or ())
+        self.whole_biases = table.get("biases") == "whole"
         self.algorithms: list[tuple[str, Sequence[Mapping[str, str]]]] = []
         for name, algorithm in spelled.algorithms.items():
             if name in reads:
@@ -245,7 +246,10 @@ class _Reader:
             bias = parts.pop("bias", None) if math == "full" else None
             has_bias = math == "full" and any(e for e in used if own[e].sense.part == "bias")
             if math == "full" and has_bias:
-                patches[Target(f"{_stem(target.weight)}.bias")] = (module, algorithm, {"weight": bias})
+                weight = f"{_stem(target.weight)}.bias"
+                if target.rows is not None and self.whole_biases:
+                    weight = f"{module}.bias"  # of some rows: nothing has that name
+                patches[Target(weight)] = (module, algorithm, {"weight": bias})
             if math != "full" or "weight" in parts:
                 if target in patches and patches[target][0] != module:
                     self.out.twice.append(target.weight)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compatkit.adapters.base import Base
-from compatkit.adapters.names import Target
+from compatkit.adapters.names import Target, held_names
 
 _WEIGHT = ".weight"
 _TREE = "transformer"
@@ -21,12 +21,13 @@ def encoder_names(
     names: dict[str, Target] = {}
     shapes: dict[str, tuple[int | None, ...]] = {}
     for encoder in encoders:
+        weights = {held: encoder.shapes[own] for own, held in held_names(encoder, table).items()}
         for entry in table.get("encoders") or ():
             if not _holds(entry, encoder.family, kinds):
                 continue
             own_name = (entry.get("as") or {}).get(encoder.family) or called(encoder.family, table)
             for form in entry["forms"]:
-                _form(form, encoder, own_name, names, shapes)
+                _form(form, weights, own_name, names, shapes)
     return names, shapes
 
 
@@ -45,13 +46,13 @@ def _holds(entry: Mapping[str, Any], family: str, kinds: set[str]) -> bool:
 
 def _form(
     form: Mapping[str, Any],
-    encoder: Base,
+    weights: Mapping[str, tuple[int | None, ...]],
     tree: str,
     names: dict[str, Target],
     shapes: dict[str, tuple[int | None, ...]],
 ) -> None:
     below, only = str(form.get("below") or ""), form.get("only")
-    for own, shape in encoder.shapes.items():
+    for own, shape in weights.items():
         if not own.endswith(_WEIGHT):
             continue
         full = f"{tree}.{_TREE}.{own}"

@@ -30,7 +30,7 @@ def _sized(size: int, made: str, weight: Shape) -> str:
 def product(parts: Shapes, weight: Shape) -> str:
     """up x down: out rows and in columns must be those of the weight."""
     up, down, mid = parts["up"], parts["down"], parts.get("mid")
-    if not up or not down:
+    if len(up) < 2 or len(down) < 2:
         return f"{_listed(up)} x {_listed(down)} is no product"
     inner, columns = down[0], _rest(down)
     if mid is not None:
@@ -143,7 +143,11 @@ def _dora(parts: Shapes, weight: Shape) -> str:
     scale = parts.get("dora")
     if scale is None or not weight:
         return ""
-    rows = bool(scale) and scale[0] == weight[0]
+    if len(weight) < 2:
+        return f"magnitudes {_listed(scale)} for a weight of one side, {_listed(weight)}"
+    if not scale:
+        return "its magnitudes are a single number"
+    rows = scale[0] == weight[0]
     norm = (weight[0], *[1] * (len(weight) - 1)) if rows else (1, *weight[1:2], *[1] * (len(weight) - 2))
     both = broadcast(scale, norm)
     if both is None or broadcast(both, weight) != weight:

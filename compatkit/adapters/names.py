@@ -32,12 +32,13 @@ def key_map(
     has: Callable[[str], bool],
     held: Mapping[str, str],
     modules: Iterable[str] | None = None,
+    weights: Iterable[str] | None = None,
 ) -> dict[str, Target]:
     """Module name -> target, for everything the runtime maps for this base.
 
     `has(version)` says whether the runtime is that version or later; `held` maps the base's own names to those the
-    runtime's module tree has. A target that the base does not have may be among them: the runtime maps it all the same.
-    With `modules`, forms whose prefix none of them has are left out.
+    runtime's module tree has, `weights` are all of that tree where it is not one to one. A target that the base does not
+    have may be among them: the runtime maps it all the same. With `modules`, forms whose prefix none of them has are left out.
     """
     out: dict[str, Target] = {}
     for form in forms(base, table):
@@ -48,7 +49,7 @@ def key_map(
             prefixes = [p for p in prefixes if any(m.startswith(p) for m in modules)]
         if not prefixes:
             continue
-        for module, target in _form(form, base, knowledge, held):
+        for module, target in _form(form, base, knowledge, held, weights or held.values()):
             for prefix in prefixes:
                 out[prefix + module] = target
     return out
@@ -66,19 +67,47 @@ def forms(base: Base, table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def held_names(base: Base, table: Mapping[str, Any]) -> dict[str, str]:
     """The base's own names -> what the runtime's module tree calls the same tensors."""
-    swaps = [(str(a), str(b)) for a, b in table.get("holds") or ()]
-    out = {}
-    for name in base.shapes:
-        held = name
-        for old, new in swaps:
-            if held.endswith(old):
-                held = held[: -len(old)] + new
-        out[name] = held
+    cls, role = base.runtime_class(str(table["runtime"])), base.card.get("role")
+    begins: list[tuple[str, str]] = []
+    ends: list[tuple[str, str]] = []
+    for entry in table.get("holds") or ():
+        if role == entry.get("role", "diffusion") and ("classes" not in entry or cls in entry["classes"]):
+            begins += [(str(a), str(b)) for a, b in entry.get("begins") or ()]
+            ends += [(str(a), str(b)) for a, b in entry.get("ends") or ()]
+    return {name: _held(name, begins, ends) for name in base.shapes}
+
+
+def _held(name: str, begins: Iterable[tuple[str, str]], ends: Iterable[tuple[str, str]]) -> str:
+    for old, new in begins:
+        if name.startswith(old):
+            name = new + name[len(old) :]
+            break
+    for old, new in ends:
+        if name.endswith(old):
+            name = name[: -len(old)] + new
+    return name
+
+
+def held_weights(
+    base: Base, table: Mapping[str, Any], knowledge: Rules, held: Mapping[str, str]
+) -> dict[str, tuple[int | None, ...]]:
+    """Every weight of the runtime's module tree with its shape: the base's own, or as a layout of its file has them."""
+    cls = base.runtime_class(str(table["runtime"]))
+    out = {held[own]: shape for own, shape in base.shapes.items()}
+    for entry in table.get("holds") or ():
+        if "layout" not in entry or cls not in entry["classes"]:
+            continue
+        for name, own, rows in renamed(knowledge.grammar(base.family), entry["layout"], base.symbols):
+            shape = base.shapes.get(own)
+            if shape is None or name == own:
+                continue
+            out.pop(held[own], None)
+            out[name] = (rows[1], *shape[1:]) if rows else shape
     return out
 
 
 def _form(
-    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str]
+    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str], weights: Iterable[str]
 ) -> Iterator[tuple[str, Target]]:
     """(module name without prefix, target) of one form."""
     joined, whole = bool(form.get("joined")), bool(form.get("whole"))
@@ -86,11 +115,11 @@ def _form(
     also = form.get("also") or ()
     if not (replace or cut or also or whole or form.get("below") or form.get("skip")):
         size = len(_WEIGHT)
-        for name, target in _pairs(form, base, knowledge, held):
+        for name, target in _pairs(form, base, knowledge, held, weights):
             if name.endswith(_WEIGHT):
                 yield (name[:-size].replace(".", "_") if joined else name[:-size]), target
         return
-    for name, target in _pairs(form, base, knowledge, held):
+    for name, target in _pairs(form, base, knowledge, held, weights):
         if not name.endswith(_WEIGHT):
             if whole:
                 yield name, target
@@ -112,13 +141,13 @@ def _form(
 
 
 def _pairs(
-    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str]
+    form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str], weights: Iterable[str]
 ) -> Iterator[tuple[str, Target]]:
     """(tensor name as the form spells it, target), before prefixes and replacements."""
     rows: Rows = (0, evaluate(parse(form["rows"]), base.symbols)) if form.get("rows") else None
     if form["names"] == "native":
         renames, only = form.get("rename") or {}, form.get("only")
-        for held_name in held.values():
+        for held_name in weights:
             if only and not _is(held_name, only):
                 continue
             spelled = held_name

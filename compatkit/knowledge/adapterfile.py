@@ -46,6 +46,7 @@ _RUNTIME: dict[str, type] = {
     "refuses": list,
     "writes": str,
     "applies": str,
+    "biases": str,
     "routed": list,
     "routes": list,
     "stops": list,
@@ -60,6 +61,7 @@ _FORM = (
     "rows", "below", "skip", "since", "note", "or",
 )  # fmt: skip
 _ROUTE = ("when", "families", "forms", "reads", "beside", "companions", "ignored", "stops", "drops", "needs", "note")
+_HOLDS = {"role", "classes", "begins", "ends", "layout"}
 _WHEN = ("any", "starts", "begin", "none", "either")
 _STOPS = ("modules", "endings", "any", "without", "nowhere", "names")
 
@@ -89,6 +91,14 @@ def parse(file: RuleFile) -> dict[str, Any]:
                 raise file.error(("algorithms", i), f"{key!r} is missing")
         if algorithm["math"] not in MATHS:
             raise file.error(("algorithms", i, "math"), f"one of {', '.join(MATHS)}")
+    for i, entry in enumerate(data.get("holds") or ()):
+        if (
+            not isinstance(entry, Mapping)
+            or not entry
+            or set(entry) - _HOLDS
+            or ("layout" in entry) > ("classes" in entry)
+        ):
+            raise file.error(("holds", i), f"a mapping of {', '.join(sorted(_HOLDS))}; a layout needs classes")
     for i, form in enumerate(data.get("forms") or ()):
         _form(file, ("forms", i), form)
     for i, entry in enumerate(data.get("classes") or ()):
