@@ -7,9 +7,10 @@ Nothing here imports anything of ours, reads a file or knows a model. All types 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct, field
 
 Level = Literal["error", "warning", "info"]
 Verdict = Literal["pass", "fail", "unknown"]
@@ -69,8 +70,7 @@ class Unread(NamedTuple):
     before: str
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """What a model file says about itself before its data.
 
     `metadata` maps keys to plain values: for safetensors the strings of `__metadata__`, for GGUF the typed values (an
@@ -121,8 +121,7 @@ class RulesError(Exception):
     """Rules that cannot be used: the text says which file, line and column, and what is wrong. Exit code 2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
+class Quantization(Struct, frozen=True):
     """How the weights are stored. `scheme` is "none", "mixed" or a packing's id; `dtypes` counts tensors by dtype name.
 
     `bits` is effective bits per logical parameter, scales and other companions counted, `None` if it cannot be told.
@@ -136,8 +135,7 @@ class Quantization:
     formats: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """One reading of a header that was tried: family, layout, and what did not fit."""
 
     family: str
@@ -150,8 +148,7 @@ class Candidate:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
+class Component(Struct, frozen=True):
     """One model found in a source.
 
     `family` is the oldest of header-identical families, the others stand in `also`; `None` means unknown.
@@ -175,8 +172,8 @@ class Component:
     loads_as: Mapping[str, str | None]
     facts: Mapping[str, Any]
     evidence: tuple[str, ...]
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     runner_up: Candidate | None = None
     missing: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
@@ -195,8 +192,7 @@ class Component:
         return ((self.family,) if self.family else ()) + self.also
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(Struct, frozen=True):
     """A loader that would open the set, with its version or commit where the user gave one."""
 
     name: str
@@ -213,8 +209,7 @@ class Place(NamedTuple):
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """What the owner of a stack allows, whatever would run.
 
     `quantization` maps a role ("" for all others) to the packings it may have, `size` is a budget in bytes for all
@@ -230,8 +225,7 @@ class Policy:
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUse:
+class NodeUse(Struct, frozen=True):
     """One node on the way to a sampler of a workflow: in words, what the rules say of its class, its wired inputs.
 
     `rule` is empty for a class that nobody described.
@@ -243,8 +237,7 @@ class NodeUse:
     inputs: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class LoadUse:
+class LoadUse(Struct, frozen=True):
     """One file that a node loads: what for, what of it is used, and the components (by index) that it holds.
 
     `use` is the role the node loads it as ("checkpoint" for a whole one), `lacks` the wire types that are used of it
@@ -257,8 +250,7 @@ class LoadUse:
     lacks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(Struct, frozen=True):
     """How a workflow brings the components of a set together in one sampler.
 
     `index` is the place of each component in the whole report. `own` maps an encoder's index to the diffusion model of
@@ -279,8 +271,7 @@ class Wiring:
     model_only: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """A set of components to judge together, and how the user means to run them.
 
     `complete` says that the set is meant to be all there is: a part that its models need and that is absent is an
@@ -303,8 +294,7 @@ class Stack:
         return ((i, c) for i, c in enumerate(self.components) if c.role == role)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing a check found. `components` are indexes into the report's components."""
 
     rule: str
@@ -324,8 +314,7 @@ class NotChecked(NamedTuple):
     blocks: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """What an answer cost: network requests, bytes read from the network, seconds of wall time."""
 
     requests: int = 0
@@ -333,8 +322,7 @@ class Cost:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """The answer about a set.
 
     `places` says where a stack file names each source ("" stands for the set as a whole); `policy` is what it sets.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.identify.shapes import expected_shapes
 from compatkit.knowledge.expr import evaluate
@@ -16,8 +17,7 @@ from compatkit.vocabulary import Component
 Rows = tuple[int, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(Struct, frozen=True):
     """A model that adapters are put on: its family, and every weight in the family's own names with its true shape."""
 
     family: str

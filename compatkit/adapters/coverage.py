@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from compatkit.adapters.base import Base
 from compatkit.adapters.blocks import blocks
@@ -32,8 +33,7 @@ class Mismatch(NamedTuple):
     parts: tuple[tuple[str, Shape], ...] = ()
 
 
-@dataclass(slots=True)
-class Coverage:
+class Coverage(Struct):
     """The answer for one adapter, base and runtime.
 
     `reasons` counts unmatched keys by why, `lost` lists them; `refused` is the error with which the loader stops;

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.adapters.base import Base, own_layout
 from compatkit.adapters.encoders import called
@@ -21,8 +22,7 @@ class Unspellable(ValueError):
     """A convention has no names for this base; the sentence says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
+class Encoder(Struct, frozen=True):
     """A text encoder of the base: its place in the pipeline (from 1), its kind, what ComfyUI calls it, its modules."""
 
     number: int

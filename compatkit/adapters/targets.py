@@ -6,8 +6,9 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.knowledge.modulepath import plain
 
@@ -19,8 +20,7 @@ ENOUGH, NEAR = 0.5, 0.02
 _TRAILING_LORA = "/lora"
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """What is known of the base an adapter was made for.
 
     `families`: those it fits best. `possible`: every family that has all the modules it changes, in their sizes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from shlex import quote
 from typing import Any
 
 from compatkit.adapters.base import Base, of_component, of_family
@@ -332,6 +331,8 @@ def _command(
     are those of another model."""
     if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused or _alpha_apart(lora)):
         return ""
+    from shlex import quote
+
     from compatkit.adapters.speller import Speller
 
     speller = Speller(base, builder.rules, spelled)

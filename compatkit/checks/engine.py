@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes, workflow
 from compatkit.checks import verdict as verdicts

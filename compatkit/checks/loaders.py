@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import Runtime
@@ -18,8 +19,7 @@ DEFAULT = "comfyui"
 NEWEST = frozenset({"latest", "main", "master", "head", "nightly"})
 
 
-@dataclass(frozen=True, slots=True)
-class Loader:
+class Loader(Struct, frozen=True):
     """One runtime: its table, the tables of loaders that open some formats for it, and the versions the user named.
 
     `named` are the runtimes and helpers that the user named.

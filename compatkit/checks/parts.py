@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.knowledge.protocol import Rules
 from compatkit.sources.naming import base_name
@@ -56,8 +57,7 @@ def known_families(component: Component, rules: Rules) -> list[str]:
     return [f for f in component.families if rules.has_family(f)]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A component, its place in the report, and what rules see of it."""
 
     index: int

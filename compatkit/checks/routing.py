@@ -7,14 +7,14 @@ type; several files loaded together make one class of `together`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.checks.parts import Part
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """The class built for a CLIP type, and what it makes of the file."""
 
     cls: str

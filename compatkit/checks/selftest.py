@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from compatkit.checks.evaluate import applies, finding, satisfied
 from compatkit.checks.subject import Subject

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.checks.parts import Part, of_role, title_of
 from compatkit.knowledge.protocol import Rules
@@ -13,8 +14,7 @@ from compatkit.knowledge.protocol import Rules
 ENCODERS = ("text_encoder", "llm", "unknown")
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """One encoder that a diffusion family reads."""
 
     kinds: tuple[str, ...]
@@ -52,8 +52,7 @@ def slots_of(card: Mapping[str, Any]) -> list[Slot] | None:
     return out
 
 
-@dataclass(slots=True)
-class Seating:
+class Seating(Struct):
     """Who stands where, for one reading of a diffusion model."""
 
     family: str

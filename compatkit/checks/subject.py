@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part
@@ -14,8 +15,7 @@ from compatkit.knowledge.subjects import blank
 from compatkit.vocabulary import FileProblem, Policy, Wiring
 
 
-@dataclass(slots=True)
-class Subject:
+class Subject(Struct):
     """One thing that rules of its kind look at. `values` need not name every field."""
 
     kind: str
@@ -32,8 +32,7 @@ class Subject:
         return self._plain
 
 
-@dataclass(slots=True)
-class Builder:
+class Builder(Struct):
     """Collects subjects, and the reasons why some checks have none.
 
     `seatings` (by diffusion model, who stands in which encoder slot) and `coverages` (base, LoRA, loader, what is

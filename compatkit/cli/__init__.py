@@ -64,10 +64,10 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as e:
-            from difflib import get_close_matches
+            from compatkit.sources.naming import closest
 
-            close = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else f" Commands: {', '.join(COMMANDS)}."
+            close = closest(args[0], COMMANDS)
+            hint = f" Did you mean {close!r}?" if close else f" Commands: {', '.join(COMMANDS)}."
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx) from e
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from compatkit.cli.answers import rendered
 from compatkit.cli.options import (
@@ -55,8 +55,7 @@ def set_options(command: F) -> F:
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """How a report is delivered: the options of a judging command, as click hands them over."""
 
     fail_on: str
@@ -80,7 +79,7 @@ def split(options: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
         **{k: options[k] for k in ("rules", "headers_only", "offline", "full", "models", "comfyui", "links")},
         **api.pairs(options["settings"], "--set", "KEY=VALUE"),
     }
-    return asked, Answer(**{k: options[k] for k in Answer.__slots__})
+    return asked, Answer(**{k: options[k] for k in Answer.__struct_fields__})
 
 
 def answered(report: Report, answer: Answer) -> None:

@@ -51,10 +51,10 @@ def test_rules(family: str | None, rules: tuple[Path, ...]) -> None:
     roots = [rules_root(), *rules]
     knowledge = Knowledge(compile_documents(roots))
     if family is not None and not knowledge.has_family(family):
-        from difflib import get_close_matches
+        from compatkit.sources.naming import closest
 
-        close = get_close_matches(family, knowledge.members(), n=1)
-        raise click.UsageError(f"There is no family {family!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+        close = closest(family, knowledge.members())
+        raise click.UsageError(f"There is no family {family!r}{f'; did you mean {close!r}?' if close else ''}")
     failures, tried = families.run(roots, knowledge, family)
     lines = [f"{f.where}: {f.message}" for f in failures]
     ran = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.adapters.fit import FITS, Shape
 from compatkit.adapters.keys import Key, Spellings
@@ -23,8 +24,7 @@ _SHOWN = 3
 _ADAPTER_METADATA = "lora_adapter_metadata"
 
 
-@dataclass(slots=True)
-class Change:
+class Change(Struct):
     """What one algorithm does to one tensor of the base: the module as the file spells it, its tensors by part, and the
     rows of the base that its output rows are, in order."""
 
@@ -37,7 +37,7 @@ class Change:
     parts: dict[str, Value]
     endings: dict[str, str]
     alpha: Alpha | None = None
-    folded: bool = field(default=False, compare=False)
+    folded: bool = False
 
     @property
     def rows(self) -> int:
@@ -51,8 +51,7 @@ class Change:
         return self.parts[inner].shape[0] if inner else None
 
 
-@dataclass(slots=True)
-class Adapter:
+class Adapter(Struct):
     """A whole file: its changes, and tensors that are of no adapter."""
 
     changes: list[Change]

@@ -7,9 +7,9 @@ held against.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from compatkit.convert.values import Array
 
@@ -22,8 +22,7 @@ _CHUNK = 512
 _PAIRED = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(Struct, frozen=True):
     """Rows of a made-up weight: row i is `scale[i]` times row `index[i]` of a pattern."""
 
     pattern: Array

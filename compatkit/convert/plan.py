@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from compatkit.adapters.places import Module, Place, Segment
 from compatkit.convert.changes import Change
@@ -19,8 +20,7 @@ class Piece(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """One module to write: its name, the algorithm, and its rows."""
 
     module: str

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 KEY = "compatkit_convert"
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """What one module of a pair of matrices had: its alpha (None: no tensor), rank, and whether its scale went into the
     matrix `up`, which was of `dtype`."""
 
@@ -33,8 +33,7 @@ class Row:
         return [self.alpha, self.alpha_dtype, list(self.alpha_shape), self.rank, self.dtype, self.folded]
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """All of it. `style` is what the file was written in, `layout` the layout its names were of."""
 
     style: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from compatkit import __version__, adapters
 from compatkit.adapters.base import Base, of_component, of_family
@@ -28,7 +28,7 @@ from compatkit.convert.verify import differences
 from compatkit.headers import open_header
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.local import LocalSource
-from compatkit.sources.naming import base_name, shown
+from compatkit.sources.naming import base_name, closest, shown
 from compatkit.sources.network import Network
 from compatkit.sources.open import is_remote, open_source, shown_name
 from compatkit.stacks.files import opened, parse_request
@@ -41,8 +41,7 @@ _PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LARGEST_CONFIG = 1 << 20
 
 
-@dataclass(slots=True)
-class Result:
+class Result(Struct):
     """What was written: counts of tensors and modules, and what had to be done to them."""
 
     output: str
@@ -155,8 +154,8 @@ def _base(text: str | None, lora: Component, knowledge: Knowledge, network: Netw
             raise SourceError(f"--base {text}: {family} is not a diffusion model whose sizes are known")
         return base
     if not is_remote(text) and not Path(text).exists():
-        close = get_close_matches(text, knowledge.members(), n=1)
-        hint = f"; did you mean the family {close[0]!r}?" if close else "; `compatkit rules list` names the families"
+        close = closest(text, knowledge.members())
+        hint = f"; did you mean the family {close!r}?" if close else "; `compatkit rules list` names the families"
         raise SourceError(f"--base {text}: there is no such file and no such family{hint}")
     found = [c for c in opened(parse_request(text), knowledge, network=network) if c.role == "diffusion"]
     known = [base for c in found if (base := of_component(c, knowledge)) is not None]
@@ -216,8 +215,7 @@ class _Differs(ValueError):
     """The file that was written is another change."""
 
 
-@dataclass(slots=True)
-class _Job:
+class _Job(Struct):
     source: Source
     header: Header
     component: Component

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from compatkit.convert.cut import Refused
 from compatkit.convert.values import Value, can_hold, decode, encode, made
 
 
-@dataclass(frozen=True, slots=True)
-class Alpha:
+class Alpha(Struct, frozen=True):
     """An alpha: the number, and the tensor where it was one (dtype None: it stood in the metadata)."""
 
     number: float

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from compatkit.vocabulary import Tensor
@@ -26,8 +26,7 @@ class Unreadable(ValueError):
     """Values of a type that nothing here can compute with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(Struct, frozen=True):
     """One tensor: its dtype and shape, and where its bits come from.
 
     `load` gives the raw array (of `_RAW`'s type for the dtype); `ref` is the tensor of the source file that it is bit

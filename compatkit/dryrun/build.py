@@ -17,9 +17,10 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.dryrun.classes import NoClass, Spec, arguments, spec_of
 from compatkit.dryrun.plan import Recipe, layout_in_file, weight_plan
@@ -31,8 +32,7 @@ class EnvironmentProblem(Exception):
     """torch or a library cannot be loaded, or is too old for a class; the text is one sentence."""
 
 
-@dataclass(slots=True)
-class Built:
+class Built(Struct):
     """A component's class, without weights.
 
     `module` has all parameters on the meta device. `plan` says which rows of which tensors of the file make each of

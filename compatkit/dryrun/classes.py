@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.knowledge.expr import evaluate
 from compatkit.knowledge.store import Knowledge
@@ -23,8 +24,7 @@ class NoClass(Exception):
     """No class of a library is known for this component; the text says why, in one sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Struct, frozen=True):
     """One class for one component: where it is imported from, its configuration, and how it is called.
 
     `symbols` are the family's solved symbols (of its example where the header does not tell), `env` adds facts and
@@ -41,8 +41,8 @@ class Spec:
     config: Mapping[str, Any]
     symbols: Mapping[str, int]
     options: Mapping[str, Any]
-    env: Mapping[str, Any] = field(repr=False)
-    calls: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    env: Mapping[str, Any]
+    calls: Mapping[str, Mapping[str, Any]]
     sizes: Mapping[str, int] = field(default_factory=dict)
     shims: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from compatkit.checks.routing import usual_type
 from compatkit.dryrun.comfyui_parts import left_out, part
@@ -24,8 +26,7 @@ _LONGEST = 600
 _QUOTED = re.compile(r"'([^']+)'")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """One step of the run: loading a part, encoding the prompt, a denoising step, decoding.
 
     `state` is "ran", "failed", "half" (ComfyUI went on with tensors that nothing was loaded into), "refused" (the GGUF

@@ -5,9 +5,10 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from compatkit.dryrun.probe import Gap, Outcome, Probe
 from compatkit.dryrun.run import Worker, WorkerError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part
@@ -35,8 +36,7 @@ class Given(NamedTuple):
         return bool(name) or self.fields.get("stands") != "fills"
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """One diffusion model in one runtime, and the encoder in each of its slots."""
 
     diffusion: Part
@@ -50,8 +50,7 @@ class _Run:
         return next(iter(self.given.values())) if single else None
 
 
-@dataclass(slots=True)
-class _Input:
+class _Input(Struct):
     """One input of the model: its name, its junction, its place in the forward pass, and the slots that go into it."""
 
     name: str

@@ -5,8 +5,9 @@ findings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from compatkit.checks.parts import Part
 from compatkit.checks.subject import Subject

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.dryrun.build import Built, _quiet, _tensor
 from compatkit.dryrun.classes import arguments
@@ -14,8 +15,7 @@ from compatkit.dryrun.replay import OpFailed, exact_errors
 from compatkit.dryrun.shims import MOST, known_values, library_shims
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(Struct, frozen=True):
     """A tensor of an operation that failed. `name` is the parameter's, in the class; "" for what flows through."""
 
     shape: tuple[int, ...]
@@ -23,8 +23,7 @@ class Operand:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Struct, frozen=True):
     """What one call did. Of a failure: `op` and `module` say where, `message` is the installed torch's own text.
 
     `meta` is what the meta device said instead, where that differs. `raised` is the type of the error. An error that is

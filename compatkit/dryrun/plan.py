@@ -8,8 +8,9 @@ halves), so a recipe is a list of runs of rows to put one below the other, and t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from compatkit.identify.shapes import expected_shapes
 from compatkit.knowledge.expr import evaluate
@@ -30,8 +31,7 @@ class Piece(NamedTuple):
     rows: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(Struct, frozen=True):
     """How to make one tensor of a class: its pieces joined by rows (axis 0), then reshaped to `shape`."""
 
     pieces: tuple[Piece, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part
@@ -14,8 +15,7 @@ from compatkit.dryrun.junctions import Model
 from compatkit.dryrun.probe import Gap, Probe
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """Probes in the order a run would meet them, and what could not be probed."""
 
     probes: list[Probe] = field(default_factory=list)

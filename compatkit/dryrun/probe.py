@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part
@@ -13,8 +14,7 @@ from compatkit.checks.parts import Part
 LOADING, PATCHING, FORWARD, DECODING = 0, 1, 2, 3
 
 
-@dataclass(slots=True)
-class Probe:
+class Probe(Struct):
     """What to run. `about` is the junction's kind: load, context, pooled, image, latent, vae, lora, adapter, unfed.
 
     `giver` is the component whose tensor comes in, `taker` the one whose weights meet it. `input` is the shape of the
@@ -42,8 +42,7 @@ class Probe:
         return {"input": list(self.input) if self.input is not None else None, "dtype": self.dtype, "steps": self.steps}
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct):
     """What running it gave. `message` is the exact text of the installed torch, "" where it works.
 
     Other backends make these too: then `op`, `module` and `message` are what their own run met.
@@ -62,8 +61,7 @@ class Outcome:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """A junction with both sides in the set that could not be probed, and why. `blocks`: the verdict is open."""
 
     about: str

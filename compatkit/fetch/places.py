@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from compatkit.sources.naming import shown
 from compatkit.stacks.lockfile import Lock, LockedFile, LockedSource, is_inside
@@ -13,8 +14,7 @@ from compatkit.vocabulary import SourceError
 LAYOUTS = ("comfyui", "flat", "diffusers")
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Struct, frozen=True):
     """One file and the path it goes to."""
 
     file: LockedFile

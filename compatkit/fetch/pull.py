@@ -8,8 +8,9 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.fetch.places import Placed
 from compatkit.fetch.transfer import fetch, had, present
@@ -23,8 +24,7 @@ MARGIN = 64 << 20
 _STATE = ".compatkit"
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(Struct):
     """What a pull has done so far, for whoever shows it."""
 
     files: int = 0
@@ -33,8 +33,7 @@ class Counts:
     bytes_done: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a pull ended: files that were there, files that were brought, a sentence for each that failed."""
 
     present: Sequence[Placed]

@@ -6,12 +6,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec.structs import replace
+
 from compatkit.knowledge.store import Knowledge, load
+from compatkit.sources.naming import closest
 from compatkit.sources.network import Network
 from compatkit.sources.open import is_remote, shown_name
 from compatkit.stacks import wholes
@@ -205,24 +206,24 @@ def _known_clip_type(settings: Mapping[str, Any], runtimes: Sequence[Runtime], k
     known = [str(n) for t in tables for k in ("single", "several") for n in (t.get("clip_types") or {}).get(k) or ()]
     if given is None or not known or given in known:
         return
-    close = get_close_matches(str(given), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(dict.fromkeys(known))})"
+    close = closest(str(given), known)
+    hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(dict.fromkeys(known))})"
     raise SourceError(f"there is no clip_type {given!r}{hint}")
 
 
 def _known_roles(roles: Iterable[str]) -> None:
     for role in roles:
         if role not in ROLES:
-            close = get_close_matches(role, ROLES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(ROLES)})"
+            close = closest(role, ROLES)
+            hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(ROLES)})"
             raise SourceError(f"--require: {role!r} is not a role{hint}")
 
 
 def _known_settings(settings: Mapping[str, str]) -> None:
     for key, value in settings.items():
         if key not in SETTINGS:
-            close = get_close_matches(key, SETTINGS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(SETTINGS)})"
+            close = closest(key, SETTINGS)
+            hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(SETTINGS)})"
             raise SourceError(f"there is no setting {key!r}{hint}")
         if key in _NUMBERS and not _NUMBER.fullmatch(str(value)):
             raise SourceError(f"--set {key}={value}: {key} is a number")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from compatkit.headers.problems import MEANINGS
 from compatkit.sources.local import LocalSource
 from compatkit.sources.naming import base_name
@@ -91,8 +93,6 @@ def _named(header: Header) -> Header:
     from compatkit.headers.suffixes import wrong_suffix
 
     if wrong := wrong_suffix(header.source, header.format):
-        from dataclasses import replace
-
         return replace(header, problems=(wrong, *header.problems))
     return header
 

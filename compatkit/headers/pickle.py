@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from compatkit.headers import torchzip
 from compatkit.headers.picklecalls import LegacyFile, Noted, Storage, TorchMachine
 from compatkit.headers.picklesymbols import Broken, Ended
@@ -254,8 +256,6 @@ class _Row(_Reader):
         certain = OPENED_AS.get(suffix(self.name)) == "pickle" and suffix(self.name) != ".pkl"
         message = f"{shown(self.name)} is a plain Python pickle, not a file of torch.save: torch.load refuses it"
         mine = problem("file/pickle", message, _FIX_CONVERT, "error" if certain else "warning")
-        from dataclasses import replace
-
         return replace(header, problems=(*others, mine))
 
 

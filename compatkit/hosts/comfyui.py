@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from compatkit.vocabulary import SourceError
 
@@ -17,8 +18,7 @@ _VERSION_FILES = ("comfyui_version.py", "pyproject.toml")
 _GGUF = ("ComfyUI-GGUF", "comfyui-gguf", "ComfyUI-GGUF-main")
 
 
-@dataclass(frozen=True, slots=True)
-class Install:
+class Install(Struct, frozen=True):
     """A ComfyUI folder. `version` and `commit` are None where nothing tells them; `python` is its own interpreter.
 
     `gguf` is the folder of ComfyUI-GGUF in it, None if there is none; `gguf_version` its commit or version.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from msgspec.structs import replace
 
 from compatkit.identify import metadata
 from compatkit.identify.candidates import HANDFUL, HANDFUL_SHARE, Trial, at_root, prefixes_of, under_prefixes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from compatkit.identify.identify import packings_of
 from compatkit.knowledge.store import Knowledge

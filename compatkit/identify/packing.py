@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from compatkit.identify.schemes import (
     MARKER,
@@ -32,8 +33,7 @@ MOST_PACKED = 16
 _PACKED_DTYPES = frozenset({"U8", "I8", "U32", "I32", "I16", "U16", "I64", "F4"})
 
 
-@dataclass(slots=True)
-class View:
+class View(Struct):
     """The logical tensors under one prefix of a header.
 
     `root` is the whole file, whatever the prefix. `loose` names have a packed last side, `opaque` ones among them no
@@ -124,8 +124,7 @@ class _Companion(NamedTuple):
     beside: frozenset[str]
 
 
-@dataclass(slots=True)
-class Unpacked:
+class Unpacked(Struct):
     """A header seen through the packings: logical tensors, and what gave the packings away.
 
     `beside` lists, for each packed weight under its name in the file, the (suffix, dtype) of what stands beside it, and

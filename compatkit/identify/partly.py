@@ -8,10 +8,11 @@ and whether all are there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import chain, combinations
 from math import prod
 from typing import Any
+
+from msgspec.structs import replace
 
 from compatkit.identify.identify import identify
 from compatkit.identify.shapes import expected_shapes

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.identify.packing import View
 from compatkit.knowledge.expr import evaluate, solve_for
@@ -23,8 +24,7 @@ MAX_NAMES = 200_000
 ODD_SHARE = 0.02
 
 
-@dataclass(slots=True)
-class Match:
+class Match(Struct):
     """How one grammar reads one header."""
 
     family: str
@@ -47,8 +47,7 @@ class Match:
         return len(self.missing) + 2 * len(self.mismatched) + len(self.foreign)
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """What the lines of one group (or of none) found: how many tensors they expect, and which of those are there.
 
     `covered` of the names found are only known to lie below a packed module: that says nothing of whether they exist.

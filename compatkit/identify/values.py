@@ -6,7 +6,6 @@ large, missing, packed, or all zeros (a hole in the file) decides nothing.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 import struct
@@ -72,7 +71,9 @@ def _name(value: Mapping[str, Any], match: Match, unpacked: Unpacked) -> str:
 def statistic(kind: str, raw: bytes, dtype: str) -> float | str | None:
     """One number of a tensor's bytes; None where they cannot be decoded or hold something that is no number."""
     if kind == "sha256":
-        return hashlib.sha256(raw).hexdigest()
+        from hashlib import sha256  # loads OpenSSL: only for the few files that are told by a value
+
+        return sha256(raw).hexdigest()
     numbers = decode(raw, dtype)
     if not numbers or not all(map(math.isfinite, numbers)):
         return None

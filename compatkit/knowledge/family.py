@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.knowledge import junctionfile, keymap
 from compatkit.knowledge.expr import Expr, ExprError, parse, symbols
@@ -116,8 +117,7 @@ _MERGED = {
 }
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(Struct):
     """A family's tensors as one layout spells them. `origins` is empty for the family's own layout."""
 
     name: str
@@ -125,8 +125,7 @@ class Layout:
     origins: list[keymap.Origin] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Family:
+class Family(Struct):
     """A compiled family file."""
 
     id: str

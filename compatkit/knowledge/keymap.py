@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from compatkit.knowledge.expr import Expr, ExprError, evaluate, parse
 from compatkit.knowledge.lines import Complain, Line, Shape, _shapes
@@ -29,8 +31,7 @@ from compatkit.knowledge.patterns import Pattern
 OPERATIONS = ("rename", "split", "fuse", "drop", "swap", "reshape", "add")
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where a mapped line's tensors come from: lines of the family's own layout, and how they are cut or joined.
 
     `how` is "copy", "rows" (rows `start` .. `start + size` of the sources joined), "cat" (the sources joined by rows),
@@ -43,8 +44,7 @@ class Origin:
     size: Expr = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(Struct, frozen=True):
     """A line in the other layout, and its origin."""
 
     line: Line

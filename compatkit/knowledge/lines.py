@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.knowledge.expr import Expr, ExprError, parse
 from compatkit.knowledge.patterns import Pattern, expand_alternatives, parse_pattern
@@ -21,8 +22,7 @@ _CALL = re.compile(r"([A-Za-z_]\w*)\s*\((.*)\)\s*\Z")
 _MAX_LINES = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """Tensors of one name pattern, with the shapes they may have."""
 
     pattern: Pattern
@@ -31,8 +31,7 @@ class Line:
     when: Expr = 1
 
 
-@dataclass(slots=True)
-class Group:
+class Group(Struct):
     """Tensors that are there all or none. `choice` names a `one_of` it is an alternative of.
 
     `fact` is set to true/false (optional) or, for a choice, to `value` when this alternative is the one present.
@@ -44,8 +43,7 @@ class Group:
     value: str = ""
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """A named piece of a state dict with parameters: `lin(o, i)`."""
 
     parameters: tuple[str, ...]
@@ -68,8 +66,7 @@ def parse_parts(
     return parts
 
 
-@dataclass(slots=True)
-class Expansion:
+class Expansion(Struct):
     """Expands trees into lines. One per family."""
 
     parts: Mapping[str, Part]

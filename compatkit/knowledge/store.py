@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import DecodeError
+from msgspec.json import decode
 
 _HERE = Path(__file__).resolve().parent.parent
 
@@ -33,7 +35,7 @@ class Knowledge:
 
     def _read(self, name: str) -> Any:
         if isinstance(self._from, Path):
-            return json.loads((self._from / name).read_bytes())
+            return decode((self._from / name).read_bytes())
         return self._from[name]
 
     def members(self) -> Mapping[str, Mapping[str, Any]]:
@@ -160,8 +162,8 @@ def load(extra: tuple[Path, ...] = ()) -> Knowledge:
 def _fresh(root: Path, compiled: Path) -> Path | Mapping[str, Any]:
     """The compiled folder, made anew if it is stale; documents in memory where it cannot be written."""
     try:
-        manifest = json.loads((compiled / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+        manifest = decode((compiled / "manifest.json").read_bytes())
+    except (OSError, DecodeError):
         manifest = {}
     from compatkit.knowledge.stamp import FORMAT, stamp
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit import __version__
 from compatkit.render.document import finding_document
@@ -64,8 +65,7 @@ def keyed(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """What changed from one report to another."""
 
     verdicts: tuple[str, str]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from msgspec.structs import replace
 
 from compatkit.vocabulary import Component, Finding, Place, Report
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from compatkit.render.catalogue import Catalogue, catalogue
 from compatkit.vocabulary import Finding, Report

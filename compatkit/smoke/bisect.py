@@ -7,8 +7,9 @@ statistics, the dtype by a wider one. What still breaks with good inputs is brok
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from compatkit.knowledge.store import Knowledge
 from compatkit.smoke.trial import Emit, Gave, Member, Options, Trial

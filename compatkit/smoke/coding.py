@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
 
 from compatkit.headers.ggml import TYPES
 from compatkit.smoke import ggml
@@ -44,8 +45,7 @@ class Span(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Coding:
+class Coding(Struct, frozen=True):
     """How some rows of a weight are stored.
 
     `spans` are the bytes needed; `decode(bytes, out)` takes one uint8 tensor for each, in order, on one device, and

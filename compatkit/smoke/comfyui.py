@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from compatkit.checks.parts import file_name
 from compatkit.checks.subject import Subject
@@ -29,8 +31,7 @@ _AT = re.compile(r'File "([^"]+)", line (\d+)')
 _LONGEST = 2000
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct):
     """What became of a set on a server. `picture`: the bytes of the first one; `components`: whom the end is about."""
 
     run: Run

@@ -16,8 +16,9 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.vocabulary import SourceError
 
@@ -38,8 +39,7 @@ class ServerError(Exception):
         self.state = state
 
 
-@dataclass(slots=True)
-class Run:
+class Run(Struct):
     """What became of a graph. `state`: done, error, rejected, interrupted, timeout or lost (the server went away).
 
     Of an error: the node's id and class, the exception's type and text, its traceback. Of a rejection: a row for each

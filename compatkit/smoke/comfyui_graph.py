@@ -7,8 +7,9 @@ defaults: a graph made so fits the version that runs there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.checks.routing import usual_type
 from compatkit.knowledge.store import Knowledge
@@ -32,8 +33,7 @@ class NoGraph(Exception):
         self.state, self.components = state, components
 
 
-@dataclass(slots=True)
-class Graph:
+class Graph(Struct):
     """A graph as the server takes it. `made_for` tells the components each node loads, by node id."""
 
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,8 +49,7 @@ class Graph:
         return name
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(Struct, frozen=True):
     name: str
     format: str
     components: tuple[int, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from compatkit.checks.evaluate import applies, finding, level_of, satisfied
 from compatkit.checks.parts import Part

@@ -16,8 +16,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from compatkit.dryrun.plan import Recipe
 from compatkit.smoke.fetch import Fetcher, Part
@@ -38,8 +39,7 @@ class TooSmall(Exception):
     """The GPU memory allowed does not hold the largest weight; the text says how much does."""
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
+class _Entry(Struct, eq=False):
     """A weight in the ring: where it lies, when it has arrived, and when it was last used."""
 
     name: str
@@ -51,8 +51,7 @@ class _Entry:
     given: bool = False
 
 
-@dataclass(slots=True)
-class Traffic:
+class Traffic(Struct):
     """What was moved: bytes copied from the host, weights that were brought out of turn, seconds spent waiting."""
 
     bytes: int = 0

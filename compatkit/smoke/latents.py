@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log10
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from compatkit.smoke.picture import Picture, as_image, judge_picture
@@ -20,8 +20,7 @@ _LEAST, _MOST = 0.4, 2.5
 _FAR = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Latent:
+class Latent(Struct, frozen=True):
     """The verdict on a latent: ok, nan, scale, shift, permuted or statistics.
 
     `mean` and `std` are per channel, as measured; `std_ratio` is the median over channels of the measured deviation
@@ -152,8 +151,7 @@ def colour_card(side: int = 256) -> NDArray[np.float32]:
     return card.astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTrip:
+class RoundTrip(Struct, frozen=True):
     """What came back of a picture: `psnr` in dB (at most 99), the share of values that are not finite, the verdict."""
 
     psnr: float

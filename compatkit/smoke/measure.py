@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from compatkit.smoke import blocks
@@ -40,8 +40,7 @@ _SPREAD_VALUES = 1 << 17  # no more of them are taken for the statistics
 _TOP, _SPREAD = 8, 24  # GGUF blocks dequantised of each piece: those with the largest scales, and some others
 
 
-@dataclass(slots=True)
-class Numbers:
+class Numbers(Struct):
     """What was measured of one tensor.
 
     `kind`: float, blocks (GGUF), scale (F8_E8M0), integer, or none (a dtype that nothing here reads). `nan` and `inf`

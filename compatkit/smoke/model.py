@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from compatkit.dryrun.build import Built, build
 from compatkit.dryrun.forward import forward
@@ -29,8 +30,7 @@ class Unrunnable(Exception):
     """A component that cannot be run here although its class is known; the text says why, in one sentence."""
 
 
-@dataclass(slots=True)
-class Model:
+class Model(Struct):
     """A component ready to run. Close it after use; one run at a time."""
 
     built: Built

@@ -7,10 +7,11 @@ so may noise that was blurred. Latents (`judge_latent`) and the VAE's round trip
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import asdict
 from numpy.typing import ArrayLike, NDArray
 
 Plane = NDArray[np.float64]
@@ -28,8 +29,7 @@ _PERIODS = (8, 16, 32)
 _STEEPER, _STEP = 1.6, 0.03
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(Struct, frozen=True):
     """The verdict on a picture and what it rests on.
 
     `verdict`: ok, black, constant, noise, grid, saturated or nan; `why` says in words what gave it away. Brightness is

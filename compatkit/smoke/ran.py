@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from compatkit.checks.parts import Part, parts
 from compatkit.checks.subject import Subject
@@ -33,8 +35,7 @@ DTYPES = {
 _FORWARD = "smoke/forward"
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """How to run: `steps` of the model, a device as torch names it, bytes of GPU memory, a folder for pictures."""
 
     steps: int = 2

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +32,7 @@ _COMPUTES = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
-class Place:
+class Place(Struct):
     """One operation of one module: how often it ran, what it gave at most, how many values were no numbers."""
 
     module: str
@@ -49,8 +49,7 @@ class Place:
         return f"{self.module or 'the model itself'} ({self.op})"
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """All places of a run in the order they first ran, and the first operation that made a NaN or Inf."""
 
     places: dict[tuple[str, str], Place] = field(default_factory=dict)

@@ -6,8 +6,9 @@ Enough to see a model's numbers at both ends of its schedule; a picture of the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 _FIRST, _LAST, _COUNT = 0.00085, 0.012, 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(Struct, frozen=True):
     """How a family's model is stepped.
 
     `kind`: flow, eps or v. `sigmas`: one more than steps, from noise to 0. `times`: what each step tells the model.

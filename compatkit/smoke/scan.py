@@ -8,11 +8,11 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict
 
 from compatkit.headers.small import read_small
 from compatkit.identify.packing import Packings, Unpacked

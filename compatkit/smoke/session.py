@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from compatkit.checks.parts import parts
 from compatkit.knowledge.store import Knowledge
@@ -22,16 +24,14 @@ Progress = Callable[[str, int, int], None]
 _SCAN = "smoke/scan"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What a stage may take: seconds of wall time and bytes of own memory; `None`: no bound."""
 
     seconds: float | None = None
     memory: int | None = None
 
 
-@dataclass(slots=True)
-class _File:
+class _File(Struct):
     """What came of the scan of one source."""
 
     source: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, field
 
 from compatkit.dryrun.plan import Recipe
 from compatkit.smoke.fetch import Fetcher
@@ -41,8 +42,7 @@ class Supply(Protocol):
         """The run is over."""
 
 
-@dataclass(slots=True)
-class Result:
+class Result(Struct):
     """What a streamed run gave: the output, what was recorded, and which tensors were used in which order."""
 
     output: Any

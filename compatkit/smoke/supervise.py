@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from msgspec import Struct
 
 Event = Mapping[str, Any]
 
@@ -27,8 +28,7 @@ _LAST_WORDS = 4000
 _ROOM = 512 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a run ended: `why` is empty if it did all of its work, else a part of a sentence ("it took longer than …").
 
     `seconds` of wall time, `peak` bytes of own memory that were seen (0 where that cannot be seen).

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from compatkit.convert.cut import Refused
 from compatkit.dryrun.build import EnvironmentProblem
@@ -40,8 +41,7 @@ class Stopped(Exception):
         self.module = module
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """One component of the set, by its index in the report, and the text that opens its file."""
 
     index: int
@@ -49,8 +49,7 @@ class Member:
     source: str
 
 
-@dataclass(slots=True)
-class Options:
+class Options(Struct):
     """How to run. `dtype` is torch's name; `vram` bytes of GPU memory; `save` a folder; `swap` holds what stands-in
     parts take the place of (see `bisect`): "encoder", "latent", "vae", "lora:INDEX", "dtype"."""
 
@@ -64,8 +63,7 @@ class Options:
     latent_side: int | None = None
 
 
-@dataclass(slots=True)
-class Gave:
+class Gave(Struct):
     """What a trial came to: the latent and picture it made, and the first thing that went wrong ("" if nothing did)."""
 
     latent: Any = None

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from compatkit.sources.naming import shown
 from compatkit.vocabulary import SourceError
@@ -31,8 +33,7 @@ _SECRET = re.compile(r"token|key|secret|sig|password|passwd|pwd|auth|cred|policy
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """One source, understood. `name` is the text with every secret in it blotted out: the only form to show.
 
     `url` is set for "http" and "fsspec"; the last fields for "hub". `folder` says that the text can only be a folder

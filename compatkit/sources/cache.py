@@ -17,8 +17,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import Struct
 
 from compatkit.sources.spans import Spans
 
@@ -40,8 +41,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS files (
 _PIECE = struct.Struct("<QQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """What is known of one file: its version and the pieces of it that were read."""
 
     size: int
@@ -51,8 +51,7 @@ class Entry:
     spans: Spans
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(Struct, frozen=True):
     """What `compatkit cache info` says. `path` is None where the cache is switched off."""
 
     path: str | None

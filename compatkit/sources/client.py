@@ -14,9 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
+
+from msgspec import Struct, field
 
 from compatkit import __version__
 from compatkit.sources.proxies import login_of, proxy_for
@@ -51,8 +52,7 @@ class ClientError(Exception):
         self.what = what
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The start of an answer. Header names are lower-case; of repeated ones the first counts."""
 
     status: int
@@ -60,8 +60,7 @@ class Head:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """An answer, with as much of its body as was wanted. `hops` are the redirects before it.
 
     `whole` says that the body ended where the server said it would; `cut` why it did not.
@@ -74,8 +73,7 @@ class Answer:
     cut: str = ""
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """What was sent and received, over all threads."""
 
     requests: int = 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from compatkit.sources.address import Address, endpoint, hub_text
 from compatkit.sources.http import HttpSource
@@ -90,8 +92,6 @@ class HubSource(HttpSource):
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
             return None
         folder = self.address.path.rpartition("/")[0]
-        from dataclasses import replace
-
         beside = replace(self.address, revision=self.commit or self.address.revision)
         try:
             return HubSource(self.network, beside.at(f"{folder}/{name}" if folder else name), first)
@@ -129,8 +129,7 @@ def explained(address: Address, name: str, head: Head) -> SourceError | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One file of a repository: its size, and the SHA-256 of its content where the Hub stores it as a large file."""
 
     size: int | None
@@ -177,8 +176,6 @@ class HubFolder:
         return source
 
     def _at(self, path: str, revision: str) -> Address:
-        from dataclasses import replace
-
         whole = f"{self.address.path}/{path}" if self.address.path else path
         return replace(self.address, revision=revision).at(whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 def shown(name: object, limit: int = 120) -> str:
@@ -18,6 +19,13 @@ def shown(name: object, limit: int = 120) -> str:
     if len(text) > limit:
         text = text[: limit * 2 // 3] + "…" + text[-(limit // 3) :]
     return repr(text)
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` is a slip of the hand from, if any."""
+    from difflib import get_close_matches  # only a mistake pays for it
+
+    return next(iter(get_close_matches(word, list(known), n=1)), None)
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from compatkit import adapters
 from compatkit.headers import open_header
@@ -16,7 +17,7 @@ from compatkit.identify.identify import identify
 from compatkit.identify.schemes import Reader
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.folders import Folder
-from compatkit.sources.naming import base_name, shown
+from compatkit.sources.naming import base_name, closest, shown
 from compatkit.sources.network import Network, mapped
 from compatkit.sources.open import is_remote, open_place, shown_name
 from compatkit.stacks import folder
@@ -33,8 +34,7 @@ ROLES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One source as the user named it: where, as which role, taken for which family."""
 
     source: str
@@ -53,8 +53,8 @@ def parse_request(text: str) -> Request:
     if equals and head in ROLES:
         role, text = head, rest
     elif equals and head.replace("_", "").isalnum() and not os.path.exists(text) and os.path.exists(rest):
-        close = get_close_matches(head, ROLES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f" ({', '.join(ROLES[:4])}, …)"
+        close = closest(head, ROLES)
+        hint = f"; did you mean {close!r}?" if close else f" ({', '.join(ROLES[:4])}, …)"
         raise SourceError(f"{head!r} in {shown(text)} is not a role{hint}")
     _refuse_unsupported(text)
     return Request(text, role)
@@ -96,13 +96,13 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
     out = dict(enumerate(parsed))
     for r in parsed:
         if r.assume and not knowledge.has_family(r.assume):
-            close = get_close_matches(r.assume, knowledge.members(), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; `compatkit rules list` names them all"
+            close = closest(r.assume, knowledge.members())
+            hint = f"; did you mean {close!r}?" if close else "; `compatkit rules list` names them all"
             raise SourceError(f"{shown(r.source)}: assume: there is no family {r.assume!r}{hint}")
     for file, family in assume.items():
         if not knowledge.has_family(family):
-            close = get_close_matches(family, knowledge.members(), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; `compatkit rules list` names them all"
+            close = closest(family, knowledge.members())
+            hint = f"; did you mean {close!r}?" if close else "; `compatkit rules list` names them all"
             raise SourceError(f"--assume: there is no family {family!r}{hint}")
         hits = [i for i, r in enumerate(parsed) if r.source == file] or [
             i for i, r in enumerate(parsed) if base_name(r.source) == file

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from compatkit.sources.folders import Folder, LocalFolder
 from compatkit.sources.naming import counted, shown
@@ -30,8 +31,7 @@ _MODELS = (".safetensors", ".gguf", ".sft")
 _LISTED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One part of a folder: the path of its weights in it (None: there are none), what is declared of it, what is
     wrong."""
 

@@ -16,8 +16,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from compatkit.sources.naming import shown
 from compatkit.sources.open import shown_name
@@ -29,8 +31,7 @@ VERSION = 1
 MAX_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class LockedFile:
+class LockedFile(Struct, frozen=True):
     """One file to have: its name below the place it goes to, where it comes from, and what it must be.
 
     `etag` is the version a plain web server named; it is compared where no checksum is known.
@@ -43,8 +44,7 @@ class LockedFile:
     etag: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LockedSource:
+class LockedSource(Struct, frozen=True):
     """One source of the stack, pinned."""
 
     entry: Entry
@@ -55,8 +55,7 @@ class LockedSource:
     commit: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(Struct, frozen=True):
     """A parsed lock: the stack it stands for, its pinned sources, and what was found when it was made."""
 
     stack: StackFile

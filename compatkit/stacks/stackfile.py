@@ -32,9 +32,10 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, NoReturn
+
+from msgspec import Struct, field
 
 from compatkit.sources.naming import shown
 from compatkit.sources.open import shown_name
@@ -56,8 +57,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\Z")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One file of a stack: what to read, as what, and where the stack file names it."""
 
     source: str
@@ -77,8 +77,7 @@ class Entry:
         return Request(self.source, self.role, self.assume)
 
 
-@dataclass(frozen=True, slots=True)
-class StackFile:
+class StackFile(Struct, frozen=True):
     """A parsed `stack.toml`. `places` says where each source stands; the entry of "" is the table of files itself."""
 
     path: str

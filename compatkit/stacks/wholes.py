@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from compatkit.sources.naming import shown
 from compatkit.stacks.files import Request
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from compatkit.stacks.stackfile import StackFile
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Struct, frozen=True):
     """What a command was given: sources one by one, the stack file or workflow among them, what a lock says of each."""
 
     sources: Sequence[str | Request]

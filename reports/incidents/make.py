@@ -10,12 +10,12 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec.structs import replace
 
 from compatkit import api
 from compatkit.headers.sparse import write_gguf, write_safetensors

@@ -7,11 +7,11 @@ is all that tells two families apart, what is left is exactly the other one's he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from compatkit.identify.identify import identify
 from compatkit.knowledge.store import load
@@ -104,4 +104,6 @@ def test_any_prefix_is_found(case: Case, prefix: str) -> None:
     assert found.families == before.families
     if found.layout == before.layout:  # one layout with a prefix may be another one's spelling
         assert found.prefix == prefix + before.prefix
+    elif load().members()[case[0].family].get("fallback"):
+        return  # a kind of model read in another spelling may see its head as something beside it
     assert found.facts == before.facts

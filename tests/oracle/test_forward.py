@@ -157,7 +157,7 @@ def test_a_shallow_model_runs_for_real_with_the_inputs_of_the_rules() -> None:
 
 def test_sizes_that_the_class_refuses_are_one_sentence() -> None:
     known = spec_of(component("sd15_vae"), KNOWLEDGE)
-    fields: dict[str, Any] = {f: getattr(known, f) for f in known.__dataclass_fields__}
+    fields: dict[str, Any] = {f: getattr(known, f) for f in known.__struct_fields__}
     odd = Spec(**{**fields, "config": {**known.config, "block_out_channels": [100, 200, 400, 400]}})
     with pytest.raises(NoClass, match=r"AutoencoderKL cannot be made with the sizes of this header: num_channels"):
         build_spec(odd, KNOWLEDGE)
@@ -165,7 +165,7 @@ def test_sizes_that_the_class_refuses_are_one_sentence() -> None:
 
 def test_a_class_that_the_installed_library_has_not_is_an_environment_s_fault() -> None:
     known = spec_of(component("sd15_vae"), KNOWLEDGE)
-    fields: dict[str, Any] = {f: getattr(known, f) for f in known.__dataclass_fields__}
+    fields: dict[str, Any] = {f: getattr(known, f) for f in known.__struct_fields__}
     with pytest.raises(EnvironmentProblem, match=r"diffusers [\d.]+ has no AutoencoderOfTomorrow"):
         build_spec(Spec(**{**fields, "name": "AutoencoderOfTomorrow"}), KNOWLEDGE)
     with pytest.raises(EnvironmentProblem, match="no_such_library cannot be loaded here: No module named"):

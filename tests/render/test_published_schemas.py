@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,6 +16,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
+from msgspec.structs import replace
 
 from compatkit import api
 from compatkit.checks.diagnosis import Cause

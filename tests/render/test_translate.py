@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from compatkit.knowledge.store import load
 from compatkit.render.catalogue import catalogue, languages
@@ -85,6 +85,7 @@ def test_what_rests_on_the_users_word_is_still_said() -> None:
 
 @given(st.text(max_size=200) | st.sampled_from(HOSTILE))
 def test_no_text_breaks_it_or_gets_lost(text: str) -> None:
+    assume(text not in Sayer("fr").catalogue.messages)  # "none" is a word of the rules' own: it is translated
     for sentence in (text, f"{text} is corrupt: {text}", f"{text} is {text}; {text} ({text}) was trained with {text}."):
         shown = Sayer("fr").sentence(sentence)
         assert " ".join(text.split()) in " ".join(shown.split())

@@ -8,8 +8,9 @@ definitions.subgraphs: [{id, nodes, links, inputs, outputs}]    (a node whose ty
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from compatkit.sources.naming import shown
 from compatkit.stacks.workflow.graph import MAX_NODES, Node, Wire, described
@@ -23,8 +24,7 @@ _DEEPEST, _LONGEST = 32, 150
 _SEEDS = ("seed", "noise_seed")
 
 
-@dataclass(slots=True)
-class _Raw:
+class _Raw(Struct):
     """One node as the file has it, in its scope."""
 
     entry: Mapping[str, Any]
@@ -45,8 +45,7 @@ class _Raw:
         return [s for s in found if isinstance(s, Mapping)] if isinstance(found, list) else []
 
 
-@dataclass(slots=True)
-class _Scope:
+class _Scope(Struct):
     """One graph: the workflow itself, or one use of a subgraph."""
 
     prefix: str

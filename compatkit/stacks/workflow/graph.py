@@ -10,8 +10,9 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from compatkit.sources.naming import shown
 from compatkit.stacks.kinds import PNG
@@ -30,8 +31,7 @@ class Wire(NamedTuple):
     slot: int
 
 
-@dataclass(slots=True)
-class Node:
+class Node(Struct):
     """One node that runs. `inputs` maps names to a `Wire` or a plain value; `kinds` to a wire's type, "" if unknown.
 
     `outputs` are the types it gives, as far as they are known. `open_` are inputs whose wire ends nowhere.
@@ -57,8 +57,7 @@ class Node:
         return ((name, value) for name, value in self.inputs.items() if isinstance(value, Wire))
 
 
-@dataclass(slots=True)
-class Graph:
+class Graph(Struct):
     """Every node that runs, by number; `text` is the document, to find lines in."""
 
     nodes: dict[str, Node]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.naming import shown
@@ -30,8 +32,7 @@ from compatkit.vocabulary import (
 _WHOLE = ("checkpoint", "pipeline", "other", "")
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """The files of one workflow and how its samplers use them.
 
     `requests` are the files that were found (and those given that the workflow does not name), `missing` those that

@@ -7,8 +7,9 @@ described, and never through pictures, masks or numbers: those carry no model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from compatkit.stacks.workflow.graph import Graph, Node, Wire
 
@@ -57,8 +58,7 @@ class Brought(NamedTuple):
     kind: str
 
 
-@dataclass(slots=True)
-class Run:
+class Run(Struct):
     """One sampler with what reaches it. `encoders` are the files loaded as one encoder, by the node that does."""
 
     sampler: str
