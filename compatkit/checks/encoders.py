@@ -72,6 +72,7 @@ def _diffusion_fields(diffusion: Part, best: Seating, seatings: Sequence[Seating
         "holds_for": holds,
         "other_readings": [s.family for s in seatings if s.family not in holds],
         "needed": [title_of(rules, s.kinds[0]) for s in best.slots if not s.optional],
+        "reads": [title_of(rules, s.kinds[0]) for s in best.slots],
     }
 
 
@@ -84,6 +85,7 @@ def _subjects(builder: Builder, diffusion: Part, seating: Seating, fields: dict[
     seats = [(i, p, "fills") for i, p in seating.filled.items()] + [
         (i, p, "stands_in") for i, p in seating.stand_ins.items()
     ]
+    told: list[dict[str, Any]] = []
     for index, part, stands in seats:
         slot = slot_fields(diffusion, seating, index, builder.rules)
         if part.number("width") is None:
@@ -99,7 +101,9 @@ def _subjects(builder: Builder, diffusion: Part, seating: Seating, fields: dict[
             "junction": junction_fields(seating.card, slot["into"], diffusion, slot["total"]),
             "loader": loader.fields(),
         }
+        told.append(values)
         builder.add(Subject("encoder", (diffusion.index, part.index), values, loader))
+    _led(told)
     for part in seating.surplus:
         values = {
             "encoder": _encoder_fields(part, "surplus", None, loader),
@@ -109,6 +113,22 @@ def _subjects(builder: Builder, diffusion: Part, seating: Seating, fields: dict[
         builder.add(Subject("encoder", (diffusion.index, part.index), values, loader))
     if not seating.given:
         builder.absent(("encoder",), "no text encoder given")
+
+
+def _led(told: Sequence[dict[str, Any]]) -> None:
+    """Encoders of one class have one cause: it is said of the input whose width disagrees, the text's first."""
+    together = [v for v in told if v["route"].get("together")]
+    for values in together:
+        values["route"]["leads"] = False
+        values["route"]["beside"] = [v["encoder"]["name"] for v in together if v is not values]
+    for values in sorted(together, key=_weight, reverse=True)[:1]:
+        values["route"]["leads"] = True
+
+
+def _weight(values: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    route, slot = values["route"], values["slot"]
+    wrong = route["gives"] is not None and slot["total"] is not None and route["gives"] != slot["total"]
+    return (values["encoder"]["stands"] == "fills", wrong, slot["into"] != "pooled_dim")
 
 
 def _encoder_fields(part: Part, stands: str, te_model: str | None, loader: Loader) -> dict[str, Any]:
@@ -143,7 +163,7 @@ def _routed(
     loose = [p for p in (*seating.filled.values(), *seating.stand_ins.values()) if not p.bundled]
     # Encoders that are not there, or not recognised, are loaded together with the others all the same.
     count = len(loose) + (0 if builder.wiring else len(seating.missing) + len(seating.open))
-    usual_route = _choose(table, te_model, usual, count, False)
+    usual_route = _choose(table, te_model, usual, count, usual in several - one)
     files = [p for p in seating.given if not p.bundled] if in_force in several - one else loose
     in_force_route = usual_route
     if given is not None:
@@ -170,6 +190,7 @@ def _routed(
         "usual_vocab": _vocab(table, usual_route, te_model),
         "parts": list(in_force_route.parts) if in_force_route else [],
         "together": bool(in_force_route and in_force_route.together),
+        "gives": dict(in_force_route.gives).get(str(slot.into)) if in_force_route else None,
         "checked": part.component.format != "gguf",
     }
     return route, encoder

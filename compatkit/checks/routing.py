@@ -23,6 +23,7 @@ class Route(Struct, frozen=True):
     parts: tuple[str, ...] = ()
     together: bool = False
     concat: bool = False
+    gives: tuple[tuple[str, int], ...] = ()
 
 
 def taken_for(part: Part, runtime: str, helper: str | None) -> str | None:
@@ -76,7 +77,8 @@ def together(table: Mapping[str, Any], clip_type: str | None, count: int) -> Rou
 
 def _joined(entry: Mapping[str, Any]) -> Route:
     parts = tuple(str(p) for p in entry.get("parts") or ())
-    return Route(str(entry["class"]), None, None, parts, True, bool(entry.get("concat")))
+    gives = tuple((str(into), int(width)) for into, width in (entry.get("gives") or {}).items())
+    return Route(str(entry["class"]), None, None, parts, True, bool(entry.get("concat")), gives)
 
 
 def vocab_in(table: Mapping[str, Any], entry_class: str, te_model: str | None) -> int | None:

@@ -55,7 +55,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
 }
 _TE_KEYS = ("embedding", "routes", "network", "module", "note")
 _ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
-_TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "vocab", "note")
+_TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "gives", "vocab", "note")
 _LATENT_KEYS = ("from", "to", "op", "axis", "except", "since", "otherwise", "note")
 _CLIP_KEYS = ("single", "several", "fallback")
 _HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")

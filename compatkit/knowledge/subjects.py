@@ -101,6 +101,9 @@ ROUTE = _fields(
     usual_vocab=(None, "token rows the usual class expects"),
     parts=([], "encoders the class is made of, where several files are loaded together"),
     together=(False, "whether several files are loaded together"),
+    gives=(None, "what that class gives this input, whatever files it is made of; null if that is not known"),
+    leads=(True, "of encoders loaded together, the one that what is wrong with their class is said of"),
+    beside=([], "names of the files loaded together with this one"),
     checked=(True, "whether shapes are compared while loading"),
 )
 
@@ -130,6 +133,7 @@ DIFFUSION = {
         holds_for=([], "the families it holds for"),
         other_readings=([], "families of the same header it does not hold for"),
         needed=([], "names of every encoder it needs"),
+        reads=([], "names of every encoder it reads, also of those it runs without"),
         clip_type=(None, "ComfyUI's usual CLIP type for it"),
     ),
 }
