@@ -94,7 +94,7 @@ class Part(Struct, frozen=True):
 
 def parts(stack: Stack, rules: Rules) -> list[Part]:
     """Every component of a stack, described."""
-    bundled = _bundles(stack.components)
+    bundled = _bundles(stack)
     roles: dict[str, list[tuple[int, str]]] = {}
     for i, c in enumerate(stack.components):
         roles.setdefault(c.source, []).append((i, c.role))
@@ -104,10 +104,12 @@ def parts(stack: Stack, rules: Rules) -> list[Part]:
     ]
 
 
-def _bundles(components: Sequence[Component]) -> set[str]:
-    """Sources that are one file with several models in it."""
-    count = Counter(c.source for c in components)
-    return {c.source for c in components if count[c.source] > 1 and c.prefix}
+def _bundles(stack: Stack) -> set[str]:
+    """Sources that are one file with several models in it, or that a workflow opens as such and takes only a part of."""
+    count = Counter(c.source for c in stack.components)
+    loads = stack.wiring.loads if stack.wiring else ()
+    opened = {stack.components[i].source for use in loads if use.use == "checkpoint" for i in use.components}
+    return {c.source for c in stack.components if c.prefix and (count[c.source] > 1 or c.source in opened)}
 
 
 def _part(index: int, c: Component, rules: Rules, bundled: bool, beside: Sequence[str] = ()) -> Part:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from compatkit.identify.shapes import example_shapes
+from compatkit.knowledge.store import load
 from tests.cli.conftest import Run
 from tests.support import graphs
+from tests.support.files import write_safetensors
 
 Model = Callable[..., Path]
 
@@ -127,6 +130,20 @@ def test_a_diffusion_model_in_the_checkpoint_loader(run: Run, model: Model, tmp_
     message = found["findings"][0]["message"]
     assert "CLIP" in message
     assert "VAE" in message
+
+
+def test_the_vae_of_a_checkpoint_whose_model_is_not_used(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    """The checkpoint's loader strips the prefix of a part, whatever else of the file the workflow uses."""
+    dit = {f"model.diffusion_model.{n}": ("BF16", s) for n, s in example_shapes(load().grammar("flux_dev")).items()}
+    vae = {f"first_stage_model.{n}": ("BF16", s) for n, s in example_shapes(load().grammar("flux1_vae")).items()}
+    write_safetensors(tmp_path / "whole.safetensors", {**dit, **vae})
+    graph = graphs.api(vae="whole.safetensors")
+    graph["3"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "whole.safetensors"}}
+    graph["7"]["inputs"]["vae"] = ["3", 2]
+    write(tmp_path, graph)
+    found = report(run, "workflow.json")
+    assert rules(found, "error", "warning") == []
+    assert found["verdict"] == "pass"
 
 
 def test_two_sets_in_one_workflow_are_judged_apart(
