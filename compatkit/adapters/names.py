@@ -37,8 +37,9 @@ def key_map(
     """Module name -> target, for everything the runtime maps for this base.
 
     `has(version)` says whether the runtime is that version or later; `held` maps the base's own names to those the
-    runtime's module tree has, `weights` are all of that tree where it is not one to one. A target that the base does not
-    have may be among them: the runtime maps it all the same. With `modules`, forms whose prefix none of them has are left out.
+    runtime's module tree has, `weights` are all of that tree where it is not one to one. A target that the base does
+    not have may be among them: the runtime maps it all the same. With `modules`, forms whose prefix none of them has
+    are left out.
     """
     out: dict[str, Target] = {}
     for form in forms(base, table):
