@@ -73,17 +73,19 @@ def _scores(modules: Sequence[tuple[str, Size]], index: Mapping[str, Any]) -> di
         path, numbers = plain(module)
         sizes = grouped.setdefault(path, {})
         sizes[size] = sizes.get(size, 0) + 1
-        top = highest.setdefault(path, [0] * len(numbers))
-        highest[path] = [max(a, b) for a, b in zip(top, numbers, strict=True)]
+        before = highest.setdefault(path, [0] * len(numbers))
+        highest[path] = [max(a, b) for a, b in zip(before, numbers, strict=True)]
     has: Counter[int] = Counter()
     ends: Counter[int] = Counter()
     for path, sizes in grouped.items():
-        for family, own, last in known.get(path, ()):
-            if any(a > b for a, b in zip(highest[path], last, strict=True)):
+        top = highest[path]
+        for family, own in known.get(path, ()):
+            reach = [row for row in own if all(a <= b for a, b in zip(top, row[2:], strict=True))]
+            rows = [row for row in reach if (row[0], row[1]) in sizes or None in sizes]
+            if not rows:
                 continue
-            fits = sum(n for size, n in sizes.items() if size is None or list(size) in own)
-            has[family] += fits
-            ends[family] += bool(fits) and highest[path] == last
+            has[family] += sum(sizes.get((row[0], row[1]), 0) for row in rows) + sizes.get(None, 0)
+            ends[family] += any(row[2:] == top for row in rows)
     total = max(1, len(modules))
     share = {f: (n / total, ends[f] / max(1, len(grouped))) for f, n in has.items() if n}
     return {ids[f]: share[f] for f in sorted(share)}

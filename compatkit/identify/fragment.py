@@ -27,8 +27,9 @@ def fragment(source: str, unpacked: Unpacked, knowledge: Knowledge) -> FileProbl
         matrices += 1
         path, numbers = plain(name.removesuffix(".weight"))
         size = [tensor.shape[0], prod(tensor.shape[1:])]
-        for number, sizes, last in modules.get(path, ()):
-            if size in sizes and len(last) == len(numbers) and all(a <= b for a, b in zip(numbers, last, strict=True)):
+        for number, rows in modules.get(path, ()):
+            reach = (row[2:] for row in rows if row[:2] == size and len(row) == len(numbers) + 2)
+            if any(all(a <= b for a, b in zip(numbers, last, strict=True)) for last in reach):
                 hits[number] += 1
     if matrices < LEAST or not hits:
         return None

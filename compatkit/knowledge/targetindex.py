@@ -1,7 +1,7 @@
 """Which models have a module of some name and size: what an adapter's header tells of the base it was made for.
 
 A module is known by its path with dots as underscores and every number as `#`, so that all spellings of one module
-meet. For every such path the index says which families have it, in which sizes, and up to which numbers.
+meet. For every such path the index says which families have it, in which sizes, and up to which numbers in each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ _SKIPPED = frozenset({"gguf"})
 
 
 def target_index(families: Iterable[Family]) -> dict[str, Any]:
-    """`{"families": [id], "modules": {path: [[family, [[rows, columns], …], [last number, …]], …]}}`."""
+    """`{"families": [id], "modules": {path: [[family, [[rows, columns, last number, …], …]], …]}}`.
+
+    A family of several sizes has other numbers of blocks in each: the last numbers belong to the size.
+    """
     ids: list[str] = []
-    modules: dict[str, dict[int, tuple[set[tuple[int, int]], list[int]]]] = {}
+    modules: dict[str, dict[int, dict[tuple[int, int], list[int]]]] = {}
     for family in sorted(families, key=lambda f: (str(f.card.get("released", "9999")), f.id)):
         if family.card["role"] != _ROLE or family.card.get("abstract") or not family.examples:
             continue
@@ -35,7 +38,7 @@ def target_index(families: Iterable[Family]) -> dict[str, Any]:
     return {
         "families": ids,
         "modules": {
-            path: [[n, sorted(sizes), last] for n, (sizes, last) in sorted(own.items())]
+            path: [[n, [[*size, *last] for size, last in sorted(sizes.items())]] for n, sizes in sorted(own.items())]
             for path, own in sorted(modules.items())
         },
     }
@@ -46,7 +49,7 @@ def _layout(
     layout: Layout,
     example: dict[str, Any],
     number: int,
-    modules: dict[str, dict[int, tuple[set[tuple[int, int]], list[int]]]],
+    modules: dict[str, dict[int, dict[tuple[int, int], list[int]]]],
 ) -> None:
     symbols, options = example.get("symbols") or {}, example.get("options") or {}
     for line in layout.lines:
@@ -64,8 +67,8 @@ def _layout(
             continue
         for name in {*every[:1], *every[-1:]}:
             path, numbers = plain(name.removesuffix(".weight"))
-            sizes, highest = modules.setdefault(path, {}).setdefault(number, (set(), [0] * len(numbers)))
-            sizes.add((sides[0], prod(sides[1:])))
+            sizes = modules.setdefault(path, {}).setdefault(number, {})
+            highest = sizes.setdefault((sides[0], prod(sides[1:])), [0] * len(numbers))
             highest[:] = [max(a, b) for a, b in zip(highest, numbers, strict=True)]
 
 

@@ -200,6 +200,18 @@ def test_what_an_adapter_is_stands_in_its_facts(known: Knowledge) -> None:
     assert component.key_groups == {"layers": 300}
 
 
+def test_a_base_of_several_sizes_is_told_by_the_blocks_of_the_one_it_has_the_width_of(known: Knowledge) -> None:
+    """Anima is Cosmos-Predict2 of 2B with an adapter before it: a LoRA of the blocks alone is for either."""
+    for layers, width, families in ((28, 2048, ["cosmos_predict2_t2i", "anima"]), (36, 5120, ["cosmos_predict2_t2i"])):
+        modules = {
+            f"diffusion_model.blocks.{i}.self_attn.{n}_proj": (width, width) for i in range(layers) for n in "qkv"
+        }
+        component = adapters.recognise(header(pairs(modules)), known)
+        assert component is not None
+        assert [f for f in component.facts["targets"] if f in families] == families
+        assert ("anima" in component.facts["targets"]) is ("anima" in families)
+
+
 def test_metadata_does_not_win_over_tensors(known: Knowledge) -> None:
     component = adapters.recognise(
         header(pairs(split_layers("transformer.")), metadata={"ss_base_model_version": "sdxl_base_v1-0"}), known
