@@ -80,19 +80,24 @@ def own_layout(document: Mapping[str, Any]) -> str:
 
 
 def renamed(
-    document: Mapping[str, Any], layout: str, symbols: Mapping[str, int], without: tuple[str, ...] = ()
+    document: Mapping[str, Any],
+    layout: str,
+    symbols: Mapping[str, int],
+    without: tuple[str, ...] = (),
+    ending: str = "",
 ) -> Iterator[tuple[str, str, Rows]]:
     """(name in `layout`, own name, rows) of every tensor of a family under these symbols.
 
     Optional groups count as there: a name is only worth what the base has under it. Lines that belong to an
-    alternative named in `without` are left out, and so are those whose symbols are not given.
+    alternative named in `without` are left out, and so are those whose symbols are not given and those whose names
+    have another `ending`.
     """
     lines = document["layouts"][layout]["lines"]
     own = document["layouts"][own_layout(document)]["lines"]
     origins = document["layouts"][layout]["origins"]
     groups = document["groups"]
     for number, (format_, ranges, _, group, when) in enumerate(lines):
-        if group >= 0 and groups[group][3] in without:
+        if not format_.endswith(ending) or (group >= 0 and groups[group][3] in without):
             continue
         sources, how, start, size = origins[number] if origins else ([number], "copy", 0, 0)
         if how not in ("copy", "swap", "rows") or len(sources) != 1:

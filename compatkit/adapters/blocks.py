@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 #: A model with more blocks is summed up by what is drawn first.
 MOST = 400
-_RUN = re.compile(r"^(?P<run>.*?)\.(?P<index>\d+)\.")
-_PREFIX = re.compile(r"^(?:model\.)?(?:diffusion_model|transformer|unet)\.")
+_PREFIXES = ("diffusion_model.", "transformer.", "unet.")
+_DIGITS = 6
 
 
 def blocks(
@@ -41,8 +40,10 @@ def blocks(
 
 def block_of(name: str) -> tuple[str, int | None]:
     """(run, index) of a weight: `layers.3.attention.qkv.weight` is block 3 of `layers`; outside of runs no index."""
-    plain = _PREFIX.sub("", name)
-    match = _RUN.match(plain)
-    if match and match["run"] and len(match["index"]) < 6:
-        return match["run"], int(match["index"])
-    return plain.partition(".")[0], None
+    bare = name.removeprefix("model.")
+    plain = next((bare[len(p) :] for p in _PREFIXES if bare.startswith(p)), name)
+    segments = plain.split(".")
+    for i, segment in enumerate(segments[1:-1], 1):
+        if segment.isdecimal():
+            return (".".join(segments[:i]), int(segment)) if len(segment) < _DIGITS else (segments[0], None)
+    return segments[0], None

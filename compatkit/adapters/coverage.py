@@ -147,8 +147,9 @@ def coverage(
         _because(out, "junk", name)
     if _stopped(out, table, names, modules, reader.readable()):
         return out
+    fits = _Fits(spelled, table)
     for target, (module, algorithm, parts) in patches.items():
-        _apply(out, spelled, table, weights, target, module, algorithm, parts)
+        _apply(out, fits, weights, target, module, algorithm, parts)
     out.touched = touched = {t.weight for t in patches}
     drawn = {n: s for n, s in weights.items() if n in touched or n not in (encoder_shapes or {})}
     out.blocks = blocks(drawn, touched, (m.weight for m in out.mismatches))
@@ -314,10 +315,53 @@ def _unmatched(out: Coverage, spelled: Spellings, module: str, own: Mapping[str,
         _because(out, reason, key.name)
 
 
+class _Fits:
+    """Whether a change applies to a weight, found once for equal algorithms and shapes."""
+
+    def __init__(self, spelled: Spellings, table: Mapping[str, Any]) -> None:
+        self.spelled = spelled
+        self.fails = [(e["algorithm"], e["with"]) for e in table.get("fails") or ()]
+        self._known: dict[Any, tuple[str, tuple[int | None, ...], bool]] = {}
+
+    def look(
+        self,
+        algorithm: str,
+        parts: Mapping[str, Shape | None],
+        shape: tuple[int | None, ...],
+        rows: tuple[int, int] | None,
+    ) -> tuple[str, tuple[int | None, ...], bool]:
+        """(what does not go together or "", the shape of the weight or of its rows, whether all shapes are known)."""
+        alike = (algorithm, tuple(parts.items()), shape, rows)
+        found = self._known.get(alike)
+        if found is None:
+            found = self._known[alike] = self._look(algorithm, parts, shape, rows)
+        return found
+
+    def _look(
+        self,
+        algorithm: str,
+        parts: Mapping[str, Shape | None],
+        shape: tuple[int | None, ...],
+        rows: tuple[int, int] | None,
+    ) -> tuple[str, tuple[int | None, ...], bool]:
+        if any(algorithm == name and part in parts for name, part in self.fails):
+            return "that loader cannot apply it", shape, False
+        if None in shape or any(s is None for p, s in parts.items() if p != "reshape"):
+            return "", shape, False
+        wanted: Shape = tuple(side for side in shape if side is not None)
+        if rows is not None:
+            start, size = rows
+            if start + size > wanted[0]:
+                return f"rows {start} to {start + size} of a weight with {wanted[0]}", shape, False
+            wanted = (size, *wanted[1:])
+        check = FITS.get(self.spelled.algorithms[algorithm]["math"])
+        known = {p: s for p, s in parts.items() if s is not None}
+        return check(known, wanted) if check else "", wanted, True
+
+
 def _apply(
     out: Coverage,
-    spelled: Spellings,
-    table: Mapping[str, Any],
+    fits: _Fits,
     weights: Mapping[str, tuple[int | None, ...]],
     target: Target,
     module: str,
@@ -330,26 +374,14 @@ def _apply(
         out.absent.append(target.weight)
         return
     out.applied += 1
-    known = {p: s for p, s in parts.items() if s is not None}
-    for entry in table.get("fails") or ():
-        if entry["algorithm"] == algorithm and entry["with"] in parts:
-            out.mismatches.append(Mismatch(module, algorithm, target.weight, shape, "that loader cannot apply it"))
-            return
-    if None in shape or any(parts.get(p) is None for p in parts if p != "reshape"):
+    problem, wanted, known = fits.look(algorithm, parts, shape, target.rows)
+    if not problem and (not known or out.fitting is not None):
         return
-    wanted: Shape = tuple(side for side in shape if side is not None)
-    if target.rows is not None:
-        start, size = target.rows
-        if start + size > wanted[0]:
-            problem = f"rows {start} to {start + size} of a weight with {wanted[0]}"
-            out.mismatches.append(Mismatch(module, algorithm, target.weight, shape, problem))
-            return
-        wanted = (size, *wanted[1:])
-    math = spelled.algorithms[algorithm]["math"]
-    check = FITS.get(math)
-    problem = check(known, wanted) if check else ""
+    math = fits.spelled.algorithms[algorithm]["math"]
+    shapes = {p: s for p, s in parts.items() if s is not None}
     if problem:
-        made = matrix(math, known)
-        out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, made, tuple(known.items())))
-    elif out.fitting is None and math in ("product", "hadamard", "kronecker"):
-        out.fitting = Mismatch(module, algorithm, target.weight, wanted, "", None, tuple(known.items()))
+        made = matrix(math, shapes) if known else None
+        told = tuple(shapes.items()) if known else ()
+        out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, made, told))
+    elif math in ("product", "hadamard", "kronecker"):
+        out.fitting = Mismatch(module, algorithm, target.weight, wanted, "", None, tuple(shapes.items()))

@@ -96,7 +96,8 @@ class Spellings:
             sense = self.endings.get(name[end:])
             if sense is not None:
                 found = name[end:], sense
-        if found is None or found[1].algorithm == "" or found[1].part in ("bias", "weight"):
+        vague = found is None or found[1].algorithm == "" or found[1].part in ("bias", "weight")
+        if vague and name.endswith(self.odd):
             for ending in self.odd:
                 if name.endswith(ending) and (found is None or len(ending) > len(found[0])):
                     return ending, self.endings[ending]

@@ -7,6 +7,7 @@ weight a split name means.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,21 +39,26 @@ def key_map(
 
     `has(version)` says whether the runtime is that version or later; `held` maps the base's own names to those the
     runtime's module tree has, `weights` are all of that tree where it is not one to one. A target that the base does
-    not have may be among them: the runtime maps it all the same. With `modules`, forms whose prefix none of them has
-    are left out.
+    not have may be among them: the runtime maps it all the same. With `modules`, those of them that it maps.
     """
+    wanted = None if modules is None else frozenset(modules)
     out: dict[str, Target] = {}
-    for form in forms(base, table):
-        if form.get("since") and not has(str(form["since"])):
-            continue
+    every = [f for f in forms(base, table) if not f.get("since") or has(str(f["since"]))]
+    joined = tuple(p for f in every if f.get("joined") for p in f["prefixes"] if p)
+    # a name that is joined with underscores is no name with dots, whatever its prefix
+    dotted = [m for m in wanted or () if "." in m or not m.startswith(joined)]
+    for form in every:
         prefixes = form["prefixes"]
-        if modules is not None:
-            prefixes = [p for p in prefixes if any(m.startswith(p) for m in modules)]
+        if wanted is not None:
+            likely = wanted if form.get("joined") else dotted
+            prefixes = [p for p in prefixes if any(m.startswith(p) for m in likely)]
         if not prefixes:
             continue
-        for module, target in _form(form, base, knowledge, held, weights or held.values()):
+        for module, weight, rows in _form(form, base, knowledge, held, weights or held.values()):
             for prefix in prefixes:
-                out[prefix + module] = target
+                name = prefix + module
+                if wanted is None or name in wanted:
+                    out[name] = Target(weight, rows)
     return out
 
 
@@ -109,21 +115,22 @@ def held_weights(
 
 def _form(
     form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str], weights: Iterable[str]
-) -> Iterator[tuple[str, Target]]:
-    """(module name without prefix, target) of one form."""
+) -> Iterator[tuple[str, str, Rows]]:
+    """(module name without prefix, weight, rows) of one form."""
     joined, whole = bool(form.get("joined")), bool(form.get("whole"))
     replace, cut = form.get("replace") or (), form.get("cut") or {}
     also = form.get("also") or ()
+    skip = re.compile("|".join(map(fnmatch.translate, form["skip"]))) if form.get("skip") else None
     if not (replace or cut or also or whole or form.get("below") or form.get("skip")):
         size = len(_WEIGHT)
-        for name, target in _pairs(form, base, knowledge, held, weights):
+        for name, weight, rows in _pairs(form, base, knowledge, held, weights):
             if name.endswith(_WEIGHT):
-                yield (name[:-size].replace(".", "_") if joined else name[:-size]), target
+                yield (name[:-size].replace(".", "_") if joined else name[:-size]), weight, rows
         return
-    for name, target in _pairs(form, base, knowledge, held, weights):
+    for name, weight, rows in _pairs(form, base, knowledge, held, weights):
         if not name.endswith(_WEIGHT):
             if whole:
-                yield name, target
+                yield name, weight, rows
             continue
         if form.get("below"):
             if not name.startswith(form["below"]):
@@ -132,19 +139,19 @@ def _form(
         for old, new in replace:
             name = name.replace(old, new)
         module = name[: -len(_WEIGHT)]
-        if any(fnmatch.fnmatchcase(module, pattern) for pattern in form.get("skip") or ()):
+        if skip and skip.match(module):
             continue
         for end, new in cut.items():
             if module.endswith(end):
                 module = module[: -len(end)] + new
         for spelling in (module, *_also(module, also)):
-            yield spelling.replace(".", "_") if joined else spelling, target
+            yield spelling.replace(".", "_") if joined else spelling, weight, rows
 
 
 def _pairs(
     form: Mapping[str, Any], base: Base, knowledge: Rules, held: Mapping[str, str], weights: Iterable[str]
-) -> Iterator[tuple[str, Target]]:
-    """(tensor name as the form spells it, target), before prefixes and replacements."""
+) -> Iterator[tuple[str, str, Rows]]:
+    """(tensor name as the form spells it, weight, rows), before prefixes and replacements."""
     rows: Rows = (0, evaluate(parse(form["rows"]), base.symbols)) if form.get("rows") else None
     if form["names"] == "native":
         renames, only = form.get("rename") or {}, form.get("only")
@@ -154,7 +161,7 @@ def _pairs(
             spelled = held_name
             for old, new in renames.items():
                 spelled = spelled.replace(old, new)
-            yield spelled, Target(held_name, rows)
+            yield spelled, held_name, rows
         return
     document = knowledge.grammar(form.get("of") or base.family)
     layout = str(form["names"])
@@ -167,9 +174,10 @@ def _pairs(
         layout = own_layout(document)  # the program has the model's own names
     for pattern, target in (form.get("more") or {}).items():  # what the layout has too counts as the layout has it
         for name, own in _runs(pattern, target, symbols):
-            yield f"{name}{_WEIGHT}", Target(f"{own}{_WEIGHT}")
-    for name, own, cut in renamed(document, layout, symbols, tuple(form.get("without") or ())):
-        yield name, Target(held.get(own, own), cut)
+            yield f"{name}{_WEIGHT}", f"{own}{_WEIGHT}", None
+    ending = "" if form.get("whole") else _WEIGHT
+    for name, own, cut in renamed(document, layout, symbols, tuple(form.get("without") or ()), ending):
+        yield name, held.get(own, own), cut
 
 
 def _is(name: str, only: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from compatkit.adapters.alphas import Scalar, alpha_facts
 from compatkit.adapters.fit import Shape, matrix
@@ -38,8 +38,9 @@ def recognise(header: Header, knowledge: Knowledge, read: Scalar | None = None) 
         return None
     modules = by_module(keys)
     conventions = {m: spelled.convention(m) for m in modules}
-    made = _made(modules, conventions, spelled, header, knowledge)
-    facts = _facts(modules, conventions, junk, spelled, header.tensors)
+    looks = _looks(modules, spelled, header.tensors)
+    made = _made(looks, conventions, spelled, header, knowledge)
+    facts = _facts(looks, conventions, junk)
     facts.update(_base_facts(made, header))
     if read is not None and facts["alpha"] != "none":
         facts.update(alpha_facts(modules, header.tensors, spelled, read))
@@ -83,39 +84,62 @@ def parts_of(keys: Sequence[Key], algorithm: str, tensors: Mapping[str, Tensor])
     return {k.sense.part: tensors[k.name].shape for k in keys if k.sense.algorithm == algorithm}
 
 
-def _facts(
-    modules: Mapping[str, Sequence[Key]],
-    conventions: Mapping[str, Any],
-    junk: Sequence[str],
-    spelled: Spellings,
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Any]:
+class _Look(NamedTuple):
+    """What the tensors of one module say: by algorithm its rank and the size of the weight it is for; halves of a
+    product and tensors without elements; the companions beside."""
+
+    algorithms: tuple[tuple[str, int | None, Size], ...]
+    halves: int
+    empty: int
+    companions: frozenset[str]
+
+
+def _looks(modules: Mapping[str, Sequence[Key]], spelled: Spellings, tensors: Mapping[str, Tensor]) -> dict[str, _Look]:
+    """A look at every module; of those whose tensors have equal endings and shapes at one."""
+    seen: dict[tuple[tuple[str, Shape], ...], _Look] = {}
+    out: dict[str, _Look] = {}
+    for module, keys in modules.items():
+        alike = tuple([(k.ending, tensors[k.name].shape) for k in keys])
+        look = seen.get(alike)
+        if look is None:
+            look = seen[alike] = _look(keys, spelled, tensors)
+        out[module] = look
+    return out
+
+
+def _look(keys: Sequence[Key], spelled: Spellings, tensors: Mapping[str, Tensor]) -> _Look:
+    algorithms: list[tuple[str, int | None, Size]] = []
+    halves = empty = 0
+    for algorithm in dict.fromkeys(k.sense.algorithm for k in keys if k.sense.algorithm):
+        entry = spelled.algorithms[algorithm]
+        shapes = parts_of(keys, algorithm, tensors)
+        algorithms.append((algorithm, _rank(entry, shapes), matrix(entry["math"], shapes)))
+        halves += entry["math"] == "product" and len({"up", "down"} & shapes.keys()) == 1
+        empty += any(0 in s for s in shapes.values())
+    return _Look(tuple(algorithms), halves, empty, frozenset(k.sense.part for k in keys if not k.sense.algorithm))
+
+
+def _facts(looks: Mapping[str, _Look], conventions: Mapping[str, Any], junk: Sequence[str]) -> dict[str, Any]:
     algorithms: Counter[str] = Counter()
     ranks: Counter[int] = Counter()
     parts: Counter[str] = Counter()
     companions: Counter[str] = Counter()
     changed = alphas = halves = empty = 0
-    for module, keys in modules.items():
-        own = {k.sense.algorithm for k in keys if k.sense.algorithm}
-        here = {k.sense.part for k in keys if not k.sense.algorithm}
-        companions.update(here)
-        if not own:
+    for module, look in looks.items():
+        companions.update(look.companions)
+        if not look.algorithms:
             continue
         changed += 1
         parts[conventions[module].part] += 1
         scaled = False
-        for algorithm in own:
-            entry = spelled.algorithms[algorithm]
+        for algorithm, rank, _ in look.algorithms:
             algorithms[algorithm] += 1
-            shapes = parts_of(keys, algorithm, tensors)
-            rank = _rank(entry, shapes)
             if rank is not None:
                 ranks[rank] += 1
                 scaled = True
-            if entry["math"] == "product" and not {"up", "down"} <= shapes.keys() and {"up", "down"} & shapes.keys():
-                halves += 1
-            empty += any(0 in s for s in shapes.values())
-        alphas += scaled and "alpha" in here
+        halves += look.halves
+        empty += look.empty
+        alphas += scaled and "alpha" in look.companions
     scaled_modules = sum(ranks.values())
     first = algorithms.most_common(1)[0][0] if algorithms else ""
     return {
@@ -146,7 +170,7 @@ def _rank(algorithm: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int | No
 
 
 def _made(
-    modules: Mapping[str, Sequence[Key]],
+    looks: Mapping[str, _Look],
     conventions: Mapping[str, Any],
     spelled: Spellings,
     header: Header,
@@ -154,15 +178,13 @@ def _made(
 ) -> Made:
     aliases = spelled.table.get("aliases") or ()
     rows: list[tuple[str, Size]] = []
-    for module, keys in modules.items():
+    for module, look in looks.items():
         convention = conventions[module]
-        algorithm = next((k.sense.algorithm for k in keys if k.sense.algorithm), "")
-        if convention.part != "model" or not algorithm:
+        if convention.part != "model" or not look.algorithms:
             continue
-        math = spelled.algorithms[algorithm]["math"]
-        size = matrix(math, parts_of(keys, algorithm, header.tensors))
+        size = look.algorithms[0][2]
         path = module[len(convention.prefix) :]
-        for old, new in aliases:
+        for old, new in () if convention.joined else aliases:
             path = path.replace(old, new)
         rows.append((path, size))
     fields = knowledge.adapters("spellings").get("metadata") or ()

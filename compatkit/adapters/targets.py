@@ -73,8 +73,10 @@ def _scores(modules: Sequence[tuple[str, Size]], index: Mapping[str, Any]) -> di
         path, numbers = plain(module)
         sizes = grouped.setdefault(path, {})
         sizes[size] = sizes.get(size, 0) + 1
-        before = highest.setdefault(path, [0] * len(numbers))
-        highest[path] = [max(a, b) for a, b in zip(before, numbers, strict=True)]
+        top = highest.setdefault(path, [0] * len(numbers))
+        for i, number in enumerate(numbers):
+            if number > top[i]:
+                top[i] = number
     has: Counter[int] = Counter()
     ends: Counter[int] = Counter()
     for path, sizes in grouped.items():

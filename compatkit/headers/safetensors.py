@@ -10,6 +10,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from msgspec import DecodeError, Raw, Struct
+from msgspec import field as named
+from msgspec.json import decode
+
 from compatkit.headers.problems import corrupt, problem, refused, truncated
 from compatkit.sources.naming import counted, shown
 from compatkit.vocabulary import FileProblem, Header, Tensor
@@ -51,6 +55,10 @@ MAX_TENSORS = 1 << 18
 _U64 = 1 << 64
 # Characters from which on JSON is looked at before it is parsed.
 _LARGE = 1 << 20
+
+
+class _Metadata(Struct):
+    found: Raw | None = named(default=None, name="__metadata__")
 
 
 class _Repeated(dict[str, Any]):
@@ -129,6 +137,8 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
         raise refused("file/not-a-model", what, "Name a file that holds one model.", tensors=count)
     if is_bomb(text):
         raise corrupt(name, f"its JSON header of {len(raw):,} bytes is mostly brackets, no list of tensors", offset=8)
+    if (plain := _plain(raw, count)) is not None:
+        return plain
     try:
         top = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -145,6 +155,27 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
         raise corrupt(name, f"its header names {shown(top.key)} twice", tensor=shown(top.key))
     if "\\ud" in text or "\\uD" in text:
         _no_lone_surrogates(name, top)
+    return top
+
+
+def _plain(raw: bytes, count: int) -> dict[str, Any] | None:
+    """The header, decoded fast; None where anything is odd, for the slow look that can say what.
+
+    A key given twice is seen by counting: every tensor has each of three words once, unless letters are written as
+    numbers, and metadata is looked at alone.
+    """
+    if b"\\u00" in raw or raw.count(b'"__metadata__"') > 1:
+        return None
+    try:
+        top: dict[str, Any] = decode(raw)
+        metadata = decode(raw, type=_Metadata).found if "__metadata__" in top else None
+    except (DecodeError, RecursionError):
+        return None
+    if metadata is not None:
+        top["__metadata__"] = json.loads(bytes(metadata), object_pairs_hook=_object, parse_constant=_no_constant)
+    tensors = len(top) - ("__metadata__" in top)
+    if not tensors == count == raw.count(b'"dtype"') == raw.count(b'"shape"'):
+        return None
     return top
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(\d+)")
 
 
 def plain(module: str) -> tuple[str, tuple[int, ...]]:
     """`blocks.3.attn.to_q` -> `blocks_#_attn_to_q`, (3,): dots are underscores, every number is `#`."""
-    return _NUMBER.sub("#", module.replace(".", "_")), tuple(map(int, _NUMBER.findall(module)))
+    pieces = _NUMBER.split(module.replace(".", "_"))
+    return "#".join(pieces[::2]), tuple(map(int, pieces[1::2]))

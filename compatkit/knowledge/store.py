@@ -10,6 +10,8 @@ from typing import Any
 from msgspec import DecodeError
 from msgspec.json import decode
 
+from compatkit.knowledge.sealed import OPENED
+
 _HERE = Path(__file__).resolve().parent.parent
 
 
@@ -35,7 +37,7 @@ class Knowledge:
 
     def _read(self, name: str) -> Any:
         if isinstance(self._from, Path):
-            return decode((self._from / name).read_bytes())
+            return OPENED.get(name, decode)((self._from / name).read_bytes())
         return self._from[name]
 
     def members(self) -> Mapping[str, Mapping[str, Any]]:

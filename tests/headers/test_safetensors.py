@@ -157,6 +157,11 @@ BAD: dict[str, tuple[bytes, str, str]] = {
         "file/corrupt",
         "has 'dtype' twice",
     ),
+    "duplicate field, its letters written as numbers": (
+        safetensors_bytes(b'{"a":{"dtype":"U8","d\\u0074ype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"),
+        "file/corrupt",
+        "has 'dtype' twice",
+    ),
     "no shape": (safetensors_bytes({"a": {"dtype": "U8", "data_offsets": [0, 1]}}, b"1"), "file/corrupt", "no 'shape'"),
     "entry is no object": (safetensors_bytes({"a": 5}), "file/corrupt", "'a' is not described by an object"),
     "negative side": (safetensors_bytes({"a": entry(shape=(-4,))}, b"1234"), "file/corrupt", "[-4]"),
