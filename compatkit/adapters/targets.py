@@ -63,31 +63,57 @@ def made_for(
     return Made(families, possible, best[0], sure, claims, refuted)
 
 
+class _Same(Struct):
+    """The modules of one path and size: the highest number at every place, and how many they are."""
+
+    top: list[int]
+    count: int = 1
+
+
+def _within(top: Sequence[int], last: Sequence[int]) -> bool:
+    return all(a <= b for a, b in zip(top, last, strict=True))
+
+
 def _scores(modules: Sequence[tuple[str, Size]], index: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Family -> (share of the modules that it has, share of their paths that end where its own end)."""
     known: Mapping[str, Any] = index.get("modules") or {}
     ids: Sequence[str] = index.get("families") or ()
-    grouped: dict[str, dict[Size, int]] = {}
-    highest: dict[str, list[int]] = {}
+    grouped: dict[str, dict[Size, _Same]] = {}
     for module, size in modules:
         path, numbers = plain(module)
-        sizes = grouped.setdefault(path, {})
-        sizes[size] = sizes.get(size, 0) + 1
-        top = highest.setdefault(path, [0] * len(numbers))
+        sizes = grouped.get(path)
+        if sizes is None:
+            sizes = grouped[path] = {}
+        same = sizes.get(size)
+        if same is None:
+            sizes[size] = _Same(list(numbers))
+            continue
+        same.count += 1
         for i, number in enumerate(numbers):
-            if number > top[i]:
-                top[i] = number
+            if number > same.top[i]:
+                same.top[i] = number
     has: Counter[int] = Counter()
     ends: Counter[int] = Counter()
     for path, sizes in grouped.items():
-        top = highest[path]
+        unsized = sizes.get(None)
         for family, own in known.get(path, ()):
-            reach = [row for row in own if all(a <= b for a, b in zip(top, row[2:], strict=True))]
-            rows = [row for row in reach if (row[0], row[1]) in sizes or None in sizes]
-            if not rows:
-                continue
-            has[family] += sum(sizes.get((row[0], row[1]), 0) for row in rows) + sizes.get(None, 0)
-            ends[family] += any(row[2:] == top for row in rows)
+            fits, end, reached = 0, False, False
+            counted = None
+            for rows, columns, *last in own:
+                same = sizes.get((rows, columns))
+                if same is not None and _within(same.top, last):
+                    if counted is not same:  # one size may reach to several numbers, in several of its models
+                        fits += same.count
+                        counted = same
+                    end = end or same.top == last
+                if unsized is not None and _within(unsized.top, last):
+                    reached = True
+                    end = end or unsized.top == last
+            if unsized is not None and reached:
+                fits += unsized.count
+            if fits:
+                has[family] += fits
+                ends[family] += end
     total = max(1, len(modules))
     share = {f: (n / total, ends[f] / max(1, len(grouped))) for f, n in has.items() if n}
     return {ids[f]: share[f] for f in sorted(share)}

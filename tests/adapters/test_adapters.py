@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import pytest
@@ -210,6 +211,20 @@ def test_a_base_of_several_sizes_is_told_by_the_blocks_of_the_one_it_has_the_wid
         assert component is not None
         assert [f for f in component.facts["targets"] if f in families] == families
         assert ("anima" in component.facts["targets"]) is ("anima" in families)
+
+
+def test_modules_of_several_widths_in_one_model_are_all_its_own(known: Knowledge) -> None:
+    """A narrow block's numbers end before those of a wide one of the same path: each width counts by itself."""
+    base = of_family("sdxl", known)
+    assert base is not None
+    modules = {}
+    for name, shape in base.shapes.items():
+        rows, *columns = [side or 0 for side in shape]
+        if name.endswith(".weight") and columns:
+            modules["lora_unet_" + name.removesuffix(".weight").replace(".", "_")] = (rows, prod(columns))
+    component = adapters.recognise(header(pairs(modules)), known)
+    assert component is not None
+    assert (component.facts["targets_share"], component.facts["targets_sure"]) == (1.0, "structure")
 
 
 def test_metadata_does_not_win_over_tensors(known: Knowledge) -> None:
