@@ -41,9 +41,10 @@ def alpha_facts(
     zero: list[str] = []
     far: list[str] = []
     for module, keys in modules.items():
-        alpha = next((tensors[k.name] for k in keys if not k.sense.algorithm and k.sense.part == "alpha"), None)
-        if alpha is None or alpha.elements != 1 or not alpha.offset:
+        own = [k.name for k in keys if k.sense.part == "alpha" and not k.sense.algorithm]
+        if not own or tensors[own[0]].elements != 1 or not tensors[own[0]].offset:
             continue
+        alpha = tensors[own[0]]
         found = number(read(alpha), alpha.dtype)
         if found is None:
             continue

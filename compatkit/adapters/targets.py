@@ -6,6 +6,7 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import le
 from typing import Any
 
 from msgspec import Struct, field
@@ -71,7 +72,7 @@ class _Same(Struct):
 
 
 def _within(top: Sequence[int], last: Sequence[int]) -> bool:
-    return all(a <= b for a, b in zip(top, last, strict=True))
+    return all(map(le, top, last))
 
 
 def _scores(modules: Sequence[tuple[str, Size]], index: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -115,6 +115,7 @@ def main() -> NoReturn:
         code = _closed()
     except OSError as e:
         code = _known(e)
+    gc.freeze()  # the interpreter's last collection would walk every tensor once more, for nothing
     sys.exit(code if isinstance(code, int) else 0)
 
 
