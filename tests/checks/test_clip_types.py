@@ -71,4 +71,4 @@ def test_an_encoder_that_no_one_reads_is_said_in_a_sentence_that_ends() -> None:
     for family, end in (("svd", "takes no text encoder."), ("sd3_medium", "runs without some of them.")):
         own = ["clip_l", "clip_g"] if family == "sd3_medium" else []
         report = check(family, *own, "gemma2_2b", clip_type="sd3")
-        assert [f.message for f in report.findings if f.rule == "encoder/surplus"][0].endswith(end)
+        assert next(f.message for f in report.findings if f.rule == "encoder/surplus").endswith(end)
