@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compatkit.checks.adapters import kinship
+from compatkit.checks.junctions import junction_fields
 from compatkit.checks.parts import Part, label, of_role, title_of
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
@@ -85,27 +86,60 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
             continue
         if strange := [e.fields["name"] for e in eyes if e.component.family is None]:
             builder.stuck(sense, f"{strange[0]} could not be identified", blocks=True)
-        found = [(eye, gives(eye, entry, wanted, builder.rules)) for eye in eyes if eye.component.family]
+        junction = junction_fields(part.card, str(entry["into"]), part, wanted)
+        read = (entry.get("reads") or {}).get(junction.get("module"))
+        found = [(eye, gives(eye, entry, wanted, builder.rules, read)) for eye in eyes if eye.component.family]
         # One that fits is enough, and what the check then looked at.
         fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
         for eye, (_, width, kind) in fitting or found:
-            taker = {**part.fields, "width": wanted, "kind": title_of(builder.rules, str(entry["kind"]))}
-            values = {"taker": taker, sense: {**eye.fields, "width": width, "output": kind}}
+            tokens = _fact(eye, "positions", builder.rules) if kind == "hidden" else 1
+            taker = {
+                **part.fields,
+                "width": wanted,
+                "kind": title_of(builder.rules, made_with(entry, wanted, builder.rules, read)),
+                "adapts": str(junction.get("module")).partition(".")[2] if part.role == "ip_adapter" else "",
+            }
+            values = {
+                "taker": taker,
+                sense: {**eye.fields, "width": width, "output": kind, "tokens": tokens},
+                "junction": junction,
+            }
             for loader in builder.loaders:
                 builder.add(Subject(sense, (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
 
 
-def gives(eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules) -> tuple[bool, int | None, str]:
-    """(whether it gives the wanted width, the width it gives, of which output)."""
+def gives(
+    eye: Part, entry: Mapping[str, Any], wanted: int, rules: Rules, read: str | None = None
+) -> tuple[bool, int | None, str]:
+    """(whether it gives the wanted width, the width it gives, which output); `read` is the output if it is known."""
     kinds = {str(entry["kind"]), *(str(k) for k in entry.get("alternatives") or ())}
     outputs: Mapping[str, str] = eye.card.get("output") or {}
     widths = {name: _fact(eye, symbol, rules) for name, symbol in outputs.items()}
+    if read:
+        return widths.get(read) == wanted, widths.get(read), read
     if kinds & set(eye.component.families):
         return wanted in widths.values(), widths.get("hidden"), "hidden"
     usual = (rules.family(str(entry["kind"])).get("output") or {}) if rules.has_family(str(entry["kind"])) else {}
     names = sorted(usual, key=lambda name: name != "hidden")  # where both are as wide, the hidden states are read
     read = next((n for n in names if rules.fixed(str(entry["kind"]), str(usual[n])) == wanted), "hidden")
     return widths.get(read) == wanted, widths.get(read), read
+
+
+def made_with(entry: Mapping[str, Any], wanted: int, rules: Rules, read: str | None) -> str:
+    """Of the encoders of an entry the one whose output, if it is known which is read, has the wanted width."""
+    kinds = [str(entry["kind"]), *(str(k) for k in entry.get("alternatives") or ())]
+    for kind in kinds if read else ():
+        symbol = (rules.family(kind).get("output") or {}).get(read) if rules.has_family(kind) else None
+        if symbol and _usual(kind, str(symbol), rules) == wanted:
+            return kind
+    return kinds[0]
+
+
+def _usual(kind: str, symbol: str, rules: Rules) -> int | None:
+    """A symbol's value in a family: the one its header must have, else that of its first example."""
+    fixed = rules.fixed(kind, symbol)
+    value = fixed if fixed is not None else (rules.grammar(kind).get("example") or {}).get("symbols", {}).get(symbol)
+    return value if isinstance(value, int) else None
 
 
 def _fact(part: Part, symbol: str, rules: Rules) -> int | None:

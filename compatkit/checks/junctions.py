@@ -18,19 +18,22 @@ def junction_fields(card: Mapping[str, Any], name: str | None, part: Part, takes
         return {}
     weight: list[Any] = [_side(side, part) for side in entry.get("weight") or ()]
     if not weight or None in weight:
-        weight = _in_file(_first(entry.get("module")), part)
+        weight = _in_file(_there(entry.get("module"), part, takes), part)
     if len(weight) < 2 or takes not in weight[1:2]:
         weight = []
     return {
         "op": entry.get("op"),
-        "module": _first(entry.get("module")),
+        "module": _there(entry.get("module"), part, takes),
         "rows": weight[0] if weight else None,
         "weight": weight,
     }
 
 
-def _first(module: Any) -> Any:
-    return module[0] if isinstance(module, list) and module else module
+def _there(module: Any, part: Part, takes: int | None) -> Any:
+    """Of several modules the first in the file that takes this width; a card of one kind of file names one."""
+    if not isinstance(module, list) or not module:
+        return module
+    return next((m for m in module if takes in _in_file(m, part)[1:2]), module[0])
 
 
 def _side(side: Any, part: Part) -> int | None:

@@ -207,8 +207,22 @@ FIT = _fields(
     convert=("", "the `compatkit convert` that writes it as the runtime reads it, where only names stand in the way"),
 )
 
-_TAKER = {**PART, **_fields(width=(None, "width of the features it takes"), kind=("", "the encoder it was made with"))}
-_GIVER = {**PART, **_fields(width=(None, "width it gives"), output=("hidden", "hidden or width (projected)"))}
+_TAKER = {
+    **PART,
+    **_fields(
+        width=(None, "width of the features it takes"),
+        kind=("", "the encoder it was made with"),
+        adapts=("", "of an image-prompt adapter, whose class is built for the encoder at hand, the first layer"),
+    ),
+}
+_GIVER = {
+    **PART,
+    **_fields(
+        width=(None, "width it gives"),
+        output=("hidden", "hidden or width (projected)"),
+        tokens=(None, "how many vectors it gives"),
+    ),
+}
 
 #: What a rule may bind -> the variables its expressions see, and their fields.
 SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
@@ -254,8 +268,8 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         ),
         "loader": LOADER,
     },
-    "eye": {"taker": _TAKER, "eye": _GIVER, "loader": LOADER},
-    "ear": {"taker": _TAKER, "ear": _GIVER, "loader": LOADER},
+    "eye": {"taker": _TAKER, "eye": _GIVER, "junction": JUNCTION, "loader": LOADER},
+    "ear": {"taker": _TAKER, "ear": _GIVER, "junction": JUNCTION, "loader": LOADER},
     "set": {
         "diffusion": DIFFUSION,
         "set": _fields(
