@@ -84,5 +84,17 @@ def open_targets(content: bytes) -> dict[str, Any]:
     return {"families": found.families, "modules": SealedTable(found.modules)}
 
 
-#: The documents of which an ordinary run reads a part.
-OPENED = {"index.json": open_index, "targets.json": open_targets}
+def open_table(content: bytes) -> SealedTable:
+    """A family, of which a title alone may be wanted, or `tables.json`."""
+    return SealedTable(decode(content, type=dict[str, Raw]))
+
+
+def opened(name: str, content: bytes) -> Any:
+    """A compiled document, as far as is known to be wanted of it."""
+    if name == "index.json":
+        return open_index(content)
+    if name == "targets.json":
+        return open_targets(content)
+    if name == "tables.json" or name.startswith("families/"):
+        return open_table(content)
+    return decode(content)

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import DecodeError
 from msgspec.json import decode
 
-from compatkit.knowledge.sealed import OPENED
+from compatkit.knowledge.sealed import opened
 
 _HERE = Path(__file__).resolve().parent.parent
 
@@ -26,8 +26,8 @@ class Knowledge:
 
     def __init__(self, documents: Mapping[str, Any] | Path) -> None:
         self._from = documents
-        self._families: dict[str, dict[str, Any] | None] = {}
-        self._tables: dict[str, Any] | None = None
+        self._families: dict[str, Mapping[str, Any]] = {}
+        self._tables: Mapping[str, Any] | None = None
         self._adapters: dict[str, Any] | None = None
         self._targets: dict[str, Any] | None = None
         self._classes: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class Knowledge:
 
     def _read(self, name: str) -> Any:
         if isinstance(self._from, Path):
-            return OPENED.get(name, decode)((self._from / name).read_bytes())
+            return opened(name, (self._from / name).read_bytes())
         return self._from[name]
 
     def members(self) -> Mapping[str, Mapping[str, Any]]:
