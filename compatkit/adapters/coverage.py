@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
@@ -381,6 +382,8 @@ def _apply(
     shapes = {p: s for p, s in parts.items() if s is not None}
     if problem:
         made = matrix(math, shapes) if known else None
+        if made == (wanted[0] if wanted else 1, prod(side or 1 for side in wanted[1:])):
+            made = None  # the size is right: something else is wrong
         told = tuple(shapes.items()) if known else ()
         out.mismatches.append(Mismatch(module, algorithm, target.weight, wanted, problem, made, told))
     elif math in ("product", "hadamard", "kronecker"):

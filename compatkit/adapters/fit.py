@@ -209,6 +209,18 @@ def matrix(math: str, parts: Shapes) -> tuple[int, int] | None:
     return None
 
 
+def unsound(math: str, parts: Shapes) -> str:
+    """What does not go together among a module's own tensors, whatever weight they are for; "" where nothing is known.
+
+    An empty tensor is left to those who count them.
+    """
+    own = {p: shape for p, shape in parts.items() if p != "reshape"}
+    made = matrix(math, own)
+    if made is None or math not in FITS or any(0 in shape for shape in own.values()):
+        return ""
+    return FITS[math](own, made)
+
+
 def _kronecker_matrix(parts: Shapes) -> tuple[int, int] | None:
     rows = columns = 1
     for n in ("1", "2"):

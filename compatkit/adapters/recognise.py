@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from compatkit.adapters.alphas import Scalar, alpha_facts
-from compatkit.adapters.fit import Shape, matrix
+from compatkit.adapters.fit import Shape, matrix, unsound
 from compatkit.adapters.keys import Key, Spellings, spellings
 from compatkit.adapters.targets import Made, Size, made_for
 from compatkit.identify.metadata import value as metadata_value
@@ -86,12 +86,15 @@ def parts_of(keys: Sequence[Key], algorithm: str, tensors: Mapping[str, Tensor])
 
 class _Look(NamedTuple):
     """What the tensors of one module say: by algorithm its rank and the size of the weight it is for; halves of a
-    product and tensors without elements; the companions beside."""
+    product, the ending that the first lacks, and tensors without elements; the companions beside; what does not go
+    together among them."""
 
     algorithms: tuple[tuple[str, int | None, Size], ...]
     halves: int
+    lacks: str
     empty: int
     companions: frozenset[str]
+    problem: str
 
 
 def _looks(modules: Mapping[str, Sequence[Key]], spelled: Spellings, tensors: Mapping[str, Tensor]) -> dict[str, _Look]:
@@ -110,13 +113,28 @@ def _looks(modules: Mapping[str, Sequence[Key]], spelled: Spellings, tensors: Ma
 def _look(keys: Sequence[Key], spelled: Spellings, tensors: Mapping[str, Tensor]) -> _Look:
     algorithms: list[tuple[str, int | None, Size]] = []
     halves = empty = 0
+    lacks = problem = ""
     for algorithm in dict.fromkeys(k.sense.algorithm for k in keys if k.sense.algorithm):
         entry = spelled.algorithms[algorithm]
         shapes = parts_of(keys, algorithm, tensors)
         algorithms.append((algorithm, _rank(entry, shapes), matrix(entry["math"], shapes)))
-        halves += entry["math"] == "product" and len({"up", "down"} & shapes.keys()) == 1
+        if entry["math"] == "product" and len({"up", "down"} & shapes.keys()) == 1:
+            halves += 1
+            lacks = lacks or _lacks(keys, algorithm, entry)
         empty += any(0 in s for s in shapes.values())
-    return _Look(tuple(algorithms), halves, empty, frozenset(k.sense.part for k in keys if not k.sense.algorithm))
+        problem = problem or unsound(entry["math"], shapes)
+    alpha = next((tensors[k.name].elements for k in keys if k.sense.part == "alpha"), 1)
+    if alpha > 1:
+        problem = problem or f"its alpha holds {alpha:,} numbers instead of one"
+    beside = frozenset(k.sense.part for k in keys if not k.sense.algorithm)
+    return _Look(tuple(algorithms), halves, lacks, empty, beside, problem)
+
+
+def _lacks(keys: Sequence[Key], algorithm: str, entry: Mapping[str, Any]) -> str:
+    """The ending of the other half of a pair of which a module has one, where the file's spelling is a known one."""
+    half = next(k.sense for k in keys if k.sense.algorithm == algorithm and k.sense.part in ("up", "down"))
+    spelling: Mapping[str, str] = entry["spellings"][half.spelling] if half.spelling >= 0 else {}
+    return spelling.get("down" if half.part == "up" else "up", "")
 
 
 def _facts(looks: Mapping[str, _Look], conventions: Mapping[str, Any], junk: Sequence[str]) -> dict[str, Any]:
@@ -125,6 +143,7 @@ def _facts(looks: Mapping[str, _Look], conventions: Mapping[str, Any], junk: Seq
     parts: Counter[str] = Counter()
     companions: Counter[str] = Counter()
     changed = alphas = halves = empty = 0
+    half, torn = "", list[str]()
     for module, look in looks.items():
         companions.update(look.companions)
         if not look.algorithms:
@@ -138,7 +157,10 @@ def _facts(looks: Mapping[str, _Look], conventions: Mapping[str, Any], junk: Seq
                 ranks[rank] += 1
                 scaled = True
         halves += look.halves
+        half = half or (f"{module}{look.lacks}" if look.halves else "")
         empty += look.empty
+        if look.problem:
+            torn.append(f"{module}: {look.problem}")
         alphas += scaled and "alpha" in look.companions
     scaled_modules = sum(ranks.values())
     first = algorithms.most_common(1)[0][0] if algorithms else ""
@@ -153,6 +175,8 @@ def _facts(looks: Mapping[str, _Look], conventions: Mapping[str, Any], junk: Seq
         "trains": dict(parts.most_common()),
         "conventions": dict(Counter(c.layout for c in conventions.values()).most_common()),
         "halves": halves,
+        **({"first_half": half} if halves else {}),
+        **({"torn": len(torn), "first_torn": torn[0]} if torn else {}),
         "empty": empty,
         "unknown_keys": len(junk),
     }

@@ -25,6 +25,13 @@ def build(builder: Builder) -> None:
     """Add the subjects of kind `adapter`, and the coverage entries of the report."""
     loras = list(of_role(builder.parts, "lora"))
     bases = list(of_role(builder.parts, "diffusion"))
+    for lora in loras:
+        fields = _adapter_fields(lora, builder)
+        for loader in builder.loaders or (None,):
+            values = {"adapter": fields, **({"loader": loader.fields()} if loader else {})}
+            builder.add(Subject("lora", (lora.index,), values, loader))
+    if not loras:
+        builder.absent(("lora",), "no LoRA given")
     if not loras or not bases:
         why = "no LoRA given" if not loras else "no diffusion model given"
         builder.absent(("adapter",), why)
@@ -160,7 +167,11 @@ def _adapter_fields(lora: Part, builder: Builder) -> dict[str, Any]:
         "sure": facts.get("targets_sure", "nothing"),
         "claim": claim,
         "alpha_factor": factor,
+        "modules": facts.get("modules", 0),
         "halves": facts.get("halves", 0),
+        "first_half": facts.get("first_half", ""),
+        "torn": facts.get("torn", 0),
+        "first_torn": facts.get("first_torn", ""),
         "empty": facts.get("empty", 0),
         "trained_on": facts.get("ss_sd_model_name", ""),
         "convention": _convention(lora, builder),
@@ -315,7 +326,6 @@ def _fit_fields(
         "model_only": _model_only(builder, lora),
         "magnitudes": found.ignored["dora_peft"] + found.ignored["dora"],
         "twice": len(found.twice),
-        "incomplete": found.crash,
         "later": later,
         "refused": found.refused,
         "loads_as": base.runtime_class(loader.name) or "",

@@ -32,7 +32,14 @@ _BUILDERS: dict[str, Callable[[Builder], None]] = {
     "run": workflow.build,
 }
 #: Kinds of subject that another builder makes along the way.
-_WITH = {"set": "encoder", "eye": "attachment", "ear": "attachment", "license": "storage", "budget": "storage"}
+_WITH = {
+    "set": "encoder",
+    "lora": "adapter",
+    "eye": "attachment",
+    "ear": "attachment",
+    "license": "storage",
+    "budget": "storage",
+}
 _WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
 
 #: Findings of one rule that a report lists.

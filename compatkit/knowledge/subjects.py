@@ -145,7 +145,11 @@ ADAPTER = {
         sure=("nothing", "what says so: structure, names, metadata, or nothing"),
         claim=(None, "what its metadata says of the base although the tensors refute it"),
         alpha_factor=(None, "alpha / rank by the metadata, where no tensor holds the alpha"),
+        modules=(0, "modules that it changes"),
         halves=(0, "modules with only one half of a pair"),
+        first_half=("", "the tensor that the first of these lacks"),
+        torn=(0, "modules whose own tensors do not go together"),
+        first_torn=("", "the first of these, and what is wrong with it"),
         empty=(0, "modules with a tensor of no elements"),
         trained_on=("", "the file that it was trained on, by its metadata"),
         convention=("", "how its names are written, in words"),
@@ -196,7 +200,6 @@ FIT = _fields(
     model_only=(False, "whether a workflow applies it to the model and to no text encoder"),
     magnitudes=(0, "magnitudes of a DoRA that are left out"),
     twice=(0, "weights that two modules of the file change: the last one counts"),
-    incomplete=("", "a tensor without which the runtime stops"),
     later=(None, "the first version that reads more of it"),
     conversion=("", "the conversion that the runtime makes of the file"),
     refused=("", "the error with which the runtime refuses the whole file"),
@@ -253,6 +256,7 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
         "junction": JUNCTION,
         "loader": LOADER,
     },
+    "lora": {"adapter": ADAPTER, "loader": LOADER},
     "adapter": {"adapter": ADAPTER, "base": ADAPTED, "fit": FIT, "loader": LOADER},
     "attachment": {
         "adapter": {

@@ -85,3 +85,67 @@ def test_numbers_of_scalars() -> None:
     assert number(b"\x00\x3c", "F16") == 1.0
     assert number(b"\x00\x00", "F32") is None
     assert number(b"\x00", "F8_E4M3") is None
+
+
+def pair(layers: int = 4) -> dict[str, np.ndarray]:
+    """A LoRA of a few modules, as arrays that tests then spoil."""
+    out: dict[str, np.ndarray] = {}
+    for layer in range(layers):
+        module = f"diffusion_model.layers.{layer}.feed_forward.w1"
+        out[f"{module}.lora_A.weight"] = np.ones((8, 3840), np.float16)
+        out[f"{module}.lora_B.weight"] = np.ones((10240, 8), np.float16)
+        out[f"{module}.alpha"] = np.array(8.0, np.float32)
+    return out
+
+
+FIRST = "diffusion_model.layers.0.feed_forward.w1"
+SPOILT: dict[str, tuple[dict[str, np.ndarray | None], str, str]] = {
+    "no alpha of a number": ({"alpha": np.array(np.nan, np.float32)}, "lora/alpha", "1 of 4"),
+    "two alphas in one": ({"alpha": np.ones(2, np.float32)}, "lora/damaged", "2 numbers instead of one"),
+    "half of a pair": ({"lora_A.weight": None}, "lora/damaged", f"{FIRST}.lora_A.weight"),
+    "ranks that differ": ({"lora_A.weight": np.ones((4, 3840), np.float16)}, "lora/damaged", "ranks 8 and 4 differ"),
+    "a half of one side": ({"lora_A.weight": np.ones(3840, np.float16)}, "lora/damaged", "is no product"),
+    "rank 0": ({"lora_A.weight": np.ones((0, 3840), np.float16)}, "lora/damaged", "rank 0"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "on a base"])
+def test_a_fault_of_the_file_itself_is_found_with_and_without_a_base(
+    base: Path, tmp_path: Path, case: str, alone: bool
+) -> None:
+    changes, rule, words = SPOILT[case]
+    arrays = pair()
+    for ending, value in changes.items():
+        if value is None:
+            del arrays[f"{FIRST}.{ending}"]
+        else:
+            arrays[f"{FIRST}.{ending}"] = value
+    save_file(arrays, tmp_path / "lora.safetensors")
+    report = compatkit.check([tmp_path / "lora.safetensors"] if alone else [base, tmp_path / "lora.safetensors"])
+    assert report.verdict == "fail"
+    errors = [f for f in report.findings if f.level == "error"]
+    assert any(words in f.message for f in errors)
+    if alone:
+        assert [f.rule for f in errors] == [rule]
+
+
+def test_a_sound_file_alone_is_checked_and_passes(tmp_path: Path) -> None:
+    save_file(pair(), tmp_path / "lora.safetensors")
+    report = compatkit.check([tmp_path / "lora.safetensors"])
+    assert (report.verdict, report.findings) == ("pass", ())
+    assert {"lora/damaged", "lora/alpha", "lora/claim"} <= set(report.checked)
+
+
+@pytest.mark.parametrize("before", ["_orig_mod.", "pipe.dit.", "module.diffusion_model."])
+def test_names_of_a_wrapper_before_the_modules_are_names_of_the_same_base(
+    base: Path, tmp_path: Path, before: str
+) -> None:
+    save_file(
+        {k.replace("diffusion_model.", before): v for k, v in pair().items()},
+        tmp_path / "lora.safetensors",
+    )
+    report = compatkit.check([base, tmp_path / "lora.safetensors"])
+    assert [f.rule for f in report.findings if f.level == "error"] == ["lora/key-style"]
+    (found,) = compatkit.inspect(tmp_path / "lora.safetensors")
+    assert "z_image_turbo" in found.facts["targets"]
