@@ -57,7 +57,8 @@ def components(name: str, of: str) -> tuple[Component, ...]:
     if tokenizer:
         tensors.setdefault(tokenizer, Tensor("U8", (1000,), 1000))
     size = sum(t.nbytes for t in tensors.values())
-    return tuple(identify(Header(name, "safetensors", size, 0, tensors, {}), load()))
+    metadata = document["example"].get("metadata") or {}
+    return tuple(identify(Header(name, "safetensors", size, 0, tensors, metadata), load()))
 
 
 def verdict(row: dict[str, Any]) -> Report:

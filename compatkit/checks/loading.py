@@ -9,6 +9,7 @@ from compatkit.checks.loaders import Loader, accepted, accepts, at_least
 from compatkit.checks.parts import Part, file_name, human
 from compatkit.checks.subject import Builder, Subject
 from compatkit.headers import ggml
+from compatkit.identify import metadata
 from compatkit.knowledge.protocol import Rules
 
 _LOADED = ("diffusion", "text_encoder", "vae", "llm")
@@ -88,6 +89,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         **_scheme(part, loader, rules),
         **_types(part, table),
         **_tokenizer(part, table),
+        "metadata_missing": _metadata_missing(part, entry) if table is loader.table else "",
     }
     out["error"] = _error(part, table, loader.table, out)
     return out
@@ -297,6 +299,13 @@ def _tokenizer(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     there = part.fact(str(wanted))
     state = {True: "yes", False: "no"}.get(there, "unknown") if isinstance(there, bool) else "unknown"
     return {"tokenizer": state, "tokenizer_tensor": str(wanted)}
+
+
+def _metadata_missing(part: Part, entry: Mapping[str, Any]) -> str:
+    """The metadata key that the runtime builds the model by and that is not in the file."""
+    wanted = [str(key) for key in entry.get("metadata") or ()]
+    gone = next((key for key in wanted if metadata.value(part.component, key) is None), "")
+    return gone.partition(":")[0]
 
 
 def _error(part: Part, table: Mapping[str, Any], main: Mapping[str, Any], out: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def parts(stack: Stack, rules: Rules) -> list[Part]:
 
 
 def _bundles(stack: Stack) -> set[str]:
-    """Sources that are one file with several models in it, or that a workflow opens as such and takes only a part of."""
+    """Sources that are one file with several models, or that a workflow opens as such and takes a part of."""
     count = Counter(c.source for c in stack.components)
     loads = stack.wiring.loads if stack.wiring else ()
     opened = {stack.components[i].source for use in loads if use.use == "checkpoint" for i in use.components}

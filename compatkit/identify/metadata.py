@@ -6,10 +6,10 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from compatkit.vocabulary import Header
+from compatkit.vocabulary import Component, Header
 
 
-def value(header: Header, key: str) -> Any:
+def value(header: Header | Component, key: str) -> Any:
     """The value of a metadata key; `key:a.b` reads `b` in `a` of the JSON text under `key`. None: not there."""
     name, _, path = key.partition(":")
     found: Any = header.metadata.get(name)

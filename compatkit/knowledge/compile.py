@@ -189,7 +189,9 @@ def family_document(family: Family) -> dict[str, Any]:
         "tolerate": family.tolerate,
         "metadata": family.metadata,
         "example": {
-            k: v for k, v in (family.examples[0] if family.examples else {}).items() if k in ("symbols", "options")
+            k: v
+            for k, v in (family.examples[0] if family.examples else {}).items()
+            if k in ("symbols", "options", "metadata")
         },
         "markers": family.markers,
         "groups": [[g.fact, g.parent, g.choice, g.value] for g in family.groups],

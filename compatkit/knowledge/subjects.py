@@ -57,6 +57,7 @@ LOADING = _fields(
     helper=("", "the package that opens the file for it, where the user named the runtime without that package"),
     tokenizer=("none", "whether the tokenizer it wants in the file is there: yes, no, unknown, none (it wants none)"),
     tokenizer_tensor=(None, "the tensor that would hold it"),
+    metadata_missing=("", "the metadata it builds the model by, which the file has not"),
     error=("", "the error it raises"),
 )
 
