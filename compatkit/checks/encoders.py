@@ -167,7 +167,9 @@ def _routed(
     files = [p for p in seating.given if not p.bundled] if in_force in several - one else loose
     in_force_route = usual_route
     if given is not None:
-        in_force_route = _choose(table, te_model, in_force, max(count, len(files)), in_force in several - one)
+        # One file under a type that only the loader of one file has: what is missing is not loaded beside it.
+        number = 1 if len(loose) == 1 and in_force in one - several else max(count, len(files))
+        in_force_route = _choose(table, te_model, in_force, number, in_force in several - one)
     right = stands == "fills"
     taps = (
         slot.taps
