@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from compatkit.checks.engine import judge
-from compatkit.checks.parts import Part, parts
+from compatkit.checks.parts import Part, file_name, parts
 from compatkit.checks.verdict import headline, identified, verdict
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import LEVELS, Component, Finding, NotChecked, Report, Stack
@@ -79,13 +79,48 @@ def _explained(stack: Stack, report: Report) -> Report:
             (i, finding.evidence.get("scheme")) in packings for i in finding.components
         ):
             continue
-        if finding.rule.startswith(_OF_LOADERS) and strange and set(finding.components) <= strange:
-            names = ", ".join(stack.components[i].source for i in finding.components)
-            why = f"{names}: the workflow loads it with a node of a class that is not known"
-            notes.append(NotChecked(finding.rule, why, blocks=finding.level == "error"))
+        if note := _of_strangers(finding, strange, stack.components):
+            notes.append(note)
             continue
         kept.append(finding)
     return replace(report, findings=tuple(kept), not_checked=(*report.not_checked, *notes))
+
+
+def _of_strangers(finding: Finding, strange: set[int], components: Sequence[Component]) -> NotChecked | None:
+    """What stands in place of a finding about loading files, all of which a node loads that nobody described."""
+    own = finding.rule.startswith(_OF_LOADERS) or finding.rule == "encoder/tokenizer"
+    if not own or not finding.components or not set(finding.components) <= strange:
+        return None
+    names = ", ".join(file_name(components[i].source) for i in finding.components)
+    why = f"{names}: the workflow loads it with a node of a class that is not known"
+    return NotChecked(finding.rule, why, blocks=finding.level == "error")
+
+
+def _between(finding: Finding, components: Sequence[Component]) -> NotChecked | None:
+    """What stands in place of a finding about how files go together, where nobody knows which do."""
+    alone = len({components[i].source for i in finding.components}) == 1
+    if finding.level != "error" or (alone and finding.rule not in _FOLLOWS):
+        return None
+    return NotChecked(finding.rule, "which of the workflow's files go together is not known", blocks=True)
+
+
+def unwired(report: Report, strange: set[int], notes: Sequence[NotChecked], rules: Rules) -> Report:
+    """The report about all files of a workflow at once, where no sampler is known: how they go together is open.
+
+    `strange` are the components (by index) that nodes load which nobody described.
+    """
+    several = sum(c.role == "diffusion" for c in report.components) > 1
+    pairs = [
+        (f, _of_strangers(f, strange, report.components) or (_between(f, report.components) if several else None))
+        for f in report.findings
+    ]
+    findings = [f for f, note in pairs if note is None]
+    skipped = [*report.not_checked, *(note for _, note in pairs if note), *notes]
+    every = parts(Stack(report.components), rules)
+    outcome = verdict(every, findings, skipped)
+    outcome = "unknown" if outcome == "pass" else outcome
+    head = headline(outcome, every, skipped)
+    return replace(report, verdict=outcome, findings=tuple(findings), not_checked=tuple(skipped), headline=head)
 
 
 def _findings(stacks: Sequence[Stack], reports: Sequence[Report]) -> list[Finding]:

@@ -127,17 +127,14 @@ def judged(found: Found, one: Callable[[Stack], Report], files: bool = True) -> 
     plan = found.plan
     if plan is None:
         return replace(one(found.stack), places=found.places)
-    from compatkit.checks.merge import judge_all
+    from compatkit.checks.merge import judge_all, unwired
 
     components = found.stack.components
     stacks = list(plan.stacks(list(components), replace(found.stack, components=())))
     if stacks:
         report = judge_all(stacks, components, found.knowledge, plan.notes, one, files)
     else:
-        report = one(found.stack)
-        report = replace(report, not_checked=(*report.not_checked, *plan.notes))
-        if report.verdict == "pass":
-            report = replace(report, verdict="unknown", headline=report.headline.replace("pass", "unknown", 1))
+        report = unwired(one(found.stack), plan.strange(components), plan.notes, found.knowledge)
     return replace(report, places=plan.places())
 
 

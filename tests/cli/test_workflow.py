@@ -146,6 +146,30 @@ def test_the_vae_of_a_checkpoint_whose_model_is_not_used(run: Run, right_set: li
     assert found["verdict"] == "pass"
 
 
+def test_nodes_that_nobody_described_leave_loading_and_wiring_open(run: Run, model: Model, tmp_path: Path) -> None:
+    """Their values have no names in old files; what they open, and what goes with what, is not known."""
+    model("dit.safetensors", "wan21_t2v_14b")
+    model("encoder.safetensors", "umt5_xxl", layout="wan")
+    model("vae.safetensors", "wan21_vae")
+    nodes = [
+        graphs.node(1, "StrangeModelLoader", ("folder\\dit.safetensors", "fp16")),
+        graphs.node(2, "StrangeEncoderLoader", ("encoder.safetensors", "bf16")),
+        graphs.node(3, "StrangeVaeLoader", ("vae.safetensors",)),
+    ]
+    write(tmp_path, graphs.editor(nodes, []))
+    found = report(run, "workflow.json")
+    assert [c["family"] for c in found["components"]] == ["wan21_t2v_14b", "umt5_xxl", "wan21_vae"]
+    assert rules(found, "error", "warning") == []
+    assert found["verdict"] == "unknown"
+    assert "loader/layout" in [n["rule"] for n in found["not_checked"]]
+    model("other.safetensors", "z_image_turbo")
+    nodes.append(graphs.node(4, "StrangeModelLoader", ("other.safetensors", "fp16")))
+    write(tmp_path, graphs.editor(nodes, []))
+    both = report(run, "workflow.json")
+    assert rules(both, "error") == []
+    assert both["verdict"] == "unknown"
+
+
 def test_two_sets_in_one_workflow_are_judged_apart(
     run: Run, model: Model, right_set: list[Path], tmp_path: Path
 ) -> None:

@@ -178,6 +178,8 @@ class _Editor:
             own = [str(s.get("name")) for s in raw.slots("inputs") if s.get("widget")]
             control = len(values) > len(own)
             names = [(n, control and n in _SEEDS) for n in own]
+            if not own:  # saved before values were inputs: nobody knows their names
+                names = [(f"value {i}", False) for i, _ in enumerate(values, 1)]
         return dict(_paired(names, values))
 
     # -- wires

@@ -54,6 +54,12 @@ class Plan(Struct):
         loras = [load for load in self.found if load.use == "lora"]
         return {self.found[x]: (x.strength, x.strength_clip) for x in loras}
 
+    def strange(self, components: Sequence[Component]) -> set[int]:
+        """The components (by index) that only nodes load which nobody described."""
+        known = {self._source(load) for load in self.found if load.known}
+        sources = {self._source(load) for load in self.found if not load.known} - known
+        return {i for i, component in enumerate(components) if component.source in sources}
+
     def settings(self) -> dict[str, str]:
         """How the last sampler is set, and what its encoders are loaded as."""
         if not self.runs:
