@@ -12,7 +12,7 @@ from typing import Any
 
 from compatkit.knowledge.expr import ExprError
 from compatkit.knowledge.expr import parse as parse_expression
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 _SPELLINGS: dict[str, type] = {
     "id": str,
@@ -72,8 +72,6 @@ def parse(file: RuleFile) -> dict[str, Any]:
     Raises:
         RuleFileError: at the position of what is wrong.
     """
-    from compatkit.knowledge.family import nearest
-
     data = file.data
     if not isinstance(data, Mapping):
         raise file.error((), "an adapters file is a mapping")
@@ -112,8 +110,6 @@ def parse(file: RuleFile) -> dict[str, Any]:
 
 
 def _route(file: RuleFile, where: tuple[Any, ...], route: Any) -> None:
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(route, Mapping):
         raise file.error(where, f"a mapping with the keys {', '.join(_ROUTE)}")
     for key in route:
@@ -130,8 +126,6 @@ def _route(file: RuleFile, where: tuple[Any, ...], route: Any) -> None:
 
 
 def _form(file: RuleFile, where: tuple[Any, ...], form: Any) -> None:
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(form, Mapping):
         raise file.error(where, f"a mapping with the keys {', '.join(_FORM)}")
     for key in form:

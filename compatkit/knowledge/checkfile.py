@@ -28,7 +28,7 @@ from typing import Any
 
 from compatkit.knowledge import cel
 from compatkit.knowledge.subjects import SUBJECTS, blank, unknown_field
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 from compatkit.vocabulary import LEVELS
 
 _KEYS = (
@@ -53,7 +53,7 @@ def parse(file: RuleFile) -> list[dict[str, Any]]:
         raise file.error((), "a file of checks is a mapping with the key 'checks'")
     for key in file.data:
         if key != "checks":
-            raise file.error((key,), f"unknown key {key!r}{_nearest(str(key), ['checks'])}")
+            raise file.error((key,), f"unknown key {key!r}{nearest(str(key), ['checks'])}")
     entries = file.data.get("checks")
     if not isinstance(entries, list):
         raise file.error(("checks",), "'checks' is a list of rules")
@@ -72,13 +72,13 @@ def _entry(file: RuleFile, where: Where, entry: Any) -> dict[str, Any]:
         raise file.error(where, "a rule is a mapping with the keys id, level, binds, require, …")
     for key in entry:
         if key not in _KEYS:
-            raise file.error((*where, key), f"unknown key {key!r}{_nearest(str(key), _KEYS)}")
+            raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), _KEYS)}")
     binds = _text(file, where, entry, "binds") if "binds" in entry else ""
     for key in _NEEDED.get(binds, _NEEDED_ELSE):
         if entry.get(key) in (None, ""):
             raise file.error(where, f"rule {entry.get('id', '')!r} has no {key!r}")
     if binds not in SUBJECTS:
-        raise file.error((*where, "binds"), f"nothing can be bound as {binds!r}{_nearest(binds, SUBJECTS)}")
+        raise file.error((*where, "binds"), f"nothing can be bound as {binds!r}{nearest(binds, SUBJECTS)}")
     if not _ID.match(_text(file, where, entry, "id")):
         raise file.error((*where, "id"), f"an id is written group/name in small letters, not {entry['id']!r}")
     if entry["level"] not in LEVELS:
@@ -149,14 +149,14 @@ def _compile(file: RuleFile, where: Where, kind: str, expression: str, condition
     wrong = unknown_field(kind, expression)
     if wrong:
         variable, name, _, fields = wrong
-        raise file.error(where, f"{variable} has no field {name!r}{_nearest(name, fields)}")
+        raise file.error(where, f"{variable} has no field {name!r}{nearest(name, fields)}")
     try:
         type_name = cel.check(expression, SUBJECTS[kind])
     except cel.CelError as e:
         hint = ""
         word = re.search(r"undeclared reference to '(\w+)", e.message)
         if word:
-            hint = _nearest(word[1], SUBJECTS[kind]) or f"; this rule sees {', '.join(SUBJECTS[kind])}"
+            hint = nearest(word[1], SUBJECTS[kind]) or f"; this rule sees {', '.join(SUBJECTS[kind])}"
         raise file.error(
             where, f"{e.message}{hint} (line {e.line}, column {e.column} of: {expression.strip()})"
         ) from None
@@ -184,7 +184,7 @@ def _examples(file: RuleFile, where: Where, entry: Mapping[str, Any], kind: str)
                 raise file.error(at, "an example is a mapping of the rule's variables")
             for name in example:
                 if name not in SUBJECTS[kind] and name != "mention":
-                    raise file.error((*at, name), f"unknown variable {name!r}{_nearest(str(name), SUBJECTS[kind])}")
+                    raise file.error((*at, name), f"unknown variable {name!r}{nearest(str(name), SUBJECTS[kind])}")
                 if name != "mention" and not isinstance(example[name], Mapping):
                     raise file.error((*at, name), f"{name!r} is a mapping of its fields")
             try:
@@ -192,14 +192,8 @@ def _examples(file: RuleFile, where: Where, entry: Mapping[str, Any], kind: str)
             except KeyError as e:
                 variable, _, name = str(e.args[0]).partition(".")
                 raise file.error(
-                    (*at, variable, name), f"{variable} has no field {name!r}{_nearest(name, SUBJECTS[kind][variable])}"
+                    (*at, variable, name), f"{variable} has no field {name!r}{nearest(name, SUBJECTS[kind][variable])}"
                 ) from None
-
-
-def _nearest(word: str, known: Any) -> str:
-    from compatkit.knowledge.family import nearest
-
-    return nearest(word, known)
 
 
 def _plain(value: Any) -> Any:

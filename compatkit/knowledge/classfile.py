@@ -22,7 +22,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from compatkit.knowledge.expr import ExprError, parse
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 #: Libraries whose classes are named; `compatkit` has one where none of them does.
 LIBRARIES = ("diffusers", "transformers", "compatkit")
@@ -74,8 +74,6 @@ def _parse(file: RuleFile, families: Mapping[str, Any]) -> dict[str, Any]:
     entry["families"] = {}
     for family, own in (data["families"] or {}).items():
         if family not in families:
-            from compatkit.knowledge.family import nearest
-
             raise file.error(("families", family), f"there is no family {family!r}{nearest(str(family), families)}")
         own = own or {}
         at = ("families", family)
@@ -85,8 +83,6 @@ def _parse(file: RuleFile, families: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(file: RuleFile, data: Any, known: set[str], at: tuple[Hashable, ...]) -> None:
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(data, dict):
         raise file.error(at, "a mapping is wanted here")
     for key in data:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compatkit.knowledge import cel
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 #: `topic`: counts only where nothing else speaks. `exact`: only a finding of a cause's own rule explains the line, not
 #: one of its group. `fact`: no cause, but something a log says of the run (`value` is captured); `many`: all of its
@@ -24,8 +24,6 @@ _CLASS_TOKEN = (-1, 0, 1)
 
 def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
     """The entries in order. Raises RuleFileError at what is wrong: keys, a pattern, a condition."""
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(file.data, list):
         raise file.error((), "a list of error texts")
     for i, entry in enumerate(file.data):

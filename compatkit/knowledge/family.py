@@ -7,7 +7,6 @@ says: latent space, encoders, runtimes, siblings. `docs/grammar.md` describes th
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from compatkit.knowledge import junctionfile, keymap
 from compatkit.knowledge.expr import Expr, ExprError, parse, symbols
 from compatkit.knowledge.lines import Expansion, Group, Line, Part, parse_parts
 from compatkit.knowledge.values import parse_values
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 #: Keys of a family file: the grammar's, and the card's.
 GRAMMAR_KEYS = {
@@ -143,12 +142,6 @@ class Family(Struct):
     facts: dict[str, Expr]
     examples: list[Any]
     values: list[dict[str, Any]] = field(default_factory=list)
-
-
-def nearest(word: str, known: Any) -> str:
-    """`; did you mean …?` or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_keys(file: RuleFile) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 #: Operations that a junction may name; `dryrun/ops.py` runs them.
 OPS = (
@@ -65,8 +65,6 @@ def _junction(file: RuleFile, where: tuple[Hashable, ...], entry: Any, inner: bo
 
 
 def _step(file: RuleFile, where: tuple[Hashable, ...], entry: Any, known: tuple[str, ...]) -> None:
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(entry, Mapping):
         raise file.error(where, "a junction is a mapping with the keys op, module, …")
     for key in entry:

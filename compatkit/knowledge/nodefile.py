@@ -18,7 +18,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 from compatkit.vocabulary import LEVELS
 
 _TABLES = ("signatures", "nodes", "guesses", "folders", "carries", "serves")
@@ -42,7 +42,7 @@ def parse(files: Iterable[RuleFile]) -> dict[str, Any]:
             raise file.error((), f"a file of nodes is a mapping with the keys {', '.join(_TABLES)}")
         for key, table in file.data.items():
             if key not in _TABLES:
-                raise file.error((key,), f"unknown key {key!r}{_nearest(str(key), _TABLES)}")
+                raise file.error((key,), f"unknown key {key!r}{nearest(str(key), _TABLES)}")
             if not isinstance(table, Mapping):
                 raise file.error((key,), f"{key!r} is a mapping")
         for name, text in (file.data.get("signatures") or {}).items():
@@ -74,16 +74,10 @@ def _node(file: RuleFile, where: tuple[Hashable, ...], node: Any) -> None:
         raise file.error(where, f"a mapping with some of the keys {', '.join(_NODE)}")
     for key in node:
         if key not in _NODE:
-            raise file.error((*where, key), f"unknown key {key!r}{_nearest(str(key), _NODE)}")
+            raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), _NODE)}")
     for i, want in enumerate(node.get("wants") or ()):
         for key in want:
             if key not in _WANT:
-                raise file.error((*where, "wants", i, key), f"unknown key {key!r}{_nearest(str(key), _WANT)}")
+                raise file.error((*where, "wants", i, key), f"unknown key {key!r}{nearest(str(key), _WANT)}")
         if want.get("level") not in LEVELS or not want.get("what"):
             raise file.error((*where, "wants", i), f"it needs 'what', and a 'level' of {', '.join(LEVELS)}")
-
-
-def _nearest(word: str, known: Any) -> str:
-    from compatkit.knowledge.family import nearest
-
-    return nearest(word, known)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "id": str,
@@ -56,8 +56,6 @@ _LOADER_KEYS = ("since", "note", "known")
 
 def parse_packings(file: RuleFile) -> list[dict[str, Any]]:
     """The entries in order. Raises RuleFileError at what is wrong."""
-    from compatkit.knowledge.family import nearest
-
     if not isinstance(file.data, list):
         raise file.error((), "a list of packings")
     for i, entry in enumerate(file.data):

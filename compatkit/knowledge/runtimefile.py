@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compatkit.knowledge.yamlfile import RuleFile
+from compatkit.knowledge.yamlfile import RuleFile, nearest
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "id": str,
@@ -72,7 +72,7 @@ def parse(file: RuleFile) -> dict[str, Any]:
         raise file.error((), "a runtime file is a mapping")
     for key, value in data.items():
         if key not in _KEYS:
-            raise file.error((key,), f"unknown key {key!r}{_nearest(str(key), _KEYS)}")
+            raise file.error((key,), f"unknown key {key!r}{nearest(str(key), _KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise file.error((key,), f"{key!r} has the wrong type: {type(value).__name__}")
     for key in ("id", "title", "engine"):
@@ -117,12 +117,12 @@ def _types(file: RuleFile, data: Mapping[str, Any]) -> None:
             for j, kind in enumerate(route.get("types") or []):
                 if kind not in known:
                     where = ("te_models", name, "routes", i, "types", j)
-                    raise file.error(where, f"{kind!r} is not one of clip_types{_nearest(kind, known)}")
+                    raise file.error(where, f"{kind!r} is not one of clip_types{nearest(kind, known)}")
     for i, route in enumerate(data.get("together") or []):
         for j, kind in enumerate(route.get("types") or []):
             if kind not in known:
                 raise file.error(
-                    ("together", i, "types", j), f"{kind!r} is not one of clip_types{_nearest(kind, known)}"
+                    ("together", i, "types", j), f"{kind!r} is not one of clip_types{nearest(kind, known)}"
                 )
 
 
@@ -133,13 +133,7 @@ def _keys(
         raise file.error(where, f"a mapping with the keys {', '.join(known)}")
     for key in value:
         if key not in known:
-            raise file.error((*where, key), f"unknown key {key!r}{_nearest(str(key), known)}")
+            raise file.error((*where, key), f"unknown key {key!r}{nearest(str(key), known)}")
     for key in needed:
         if key not in value:
             raise file.error(where, f"{key!r} is missing")
-
-
-def _nearest(word: str, known: Any) -> str:
-    from compatkit.knowledge.family import nearest
-
-    return nearest(word, known)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from compatkit.sources.naming import closest
 from compatkit.vocabulary import RulesError
 
 #: Where a value stands: the keys and list indexes that lead to it -> (line, column), both from 1.
@@ -99,3 +100,9 @@ def _build(node: yaml.Node, where: tuple[Hashable, ...], positions: Positions, p
     if node.tag == "tag:yaml.org,2002:timestamp":  # dates stay text: 2024-08-01
         return str(node.value)
     return _scalars.construct_object(node, deep=True)
+
+
+def nearest(word: str, known: Any) -> str:
+    """`; did you mean …?` or nothing."""
+    close = closest(word, known)
+    return f"; did you mean {close!r}?" if close else ""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from compatkit.knowledge.store import Knowledge
-from compatkit.smoke.trial import Emit, Gave, Member, Options, Trial
+from compatkit.smoke.member import Emit, Gave, Member, Options
+from compatkit.smoke.trial import Trial
 
 #: Roles whose runs a swap can heal, by the kind of swap.
 _HEALS = {"lora": ("diffusion",), "encoder": ("diffusion",), "latent": ("vae",)}

@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Any
 from compatkit.smoke.channels import channel_plot
 from compatkit.smoke.draw import save_png
 from compatkit.smoke.latents import colour_card, judge_latent, judge_round_trip
+from compatkit.smoke.member import Gave, Member, Runner, at, put
 from compatkit.smoke.picture import judge_picture
 
 if TYPE_CHECKING:
     import torch
 
     from compatkit.smoke.model import Model
-    from compatkit.smoke.trial import Gave, Member, Trial
 
 #: The side of the test card: small, as a CPU does it, and large enough for the picture to be judged.
 CARD = 128
 
 
-def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
+def decode(trial: Runner, member: Member, model: Model, gave: Gave) -> None:
     """Decode what the model made; without that, noise with the statistics that the VAE expects."""
-    from compatkit.smoke.trial import at, put
-
     inputs = model.inputs(call="decode")
     path = model.built.places("decode").get("latent")
     if path is None:
@@ -44,7 +42,7 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
         trial.emit({"event": "latent", "component": member.index, **judged.statistics(), "fields": judged.fields()})
         _write(trial, channel_plot(judged, title="The latent's channels"), "latent.svg")
     put(inputs, path, unscaled(made, model).to(wanted))
-    out = trial._ran(member, model, inputs, gave, given, call="decode")
+    out = trial.ran(member, model, inputs, gave, given, call="decode")
     if out is None:
         return
     picture = _picture(out)
@@ -59,11 +57,9 @@ def decode(trial: Trial, member: Member, model: Model, gave: Gave) -> None:
         gave.broken, gave.where = f"the picture is {found.verdict}", member.index
 
 
-def round_trip(trial: Trial, member: Member, model: Model, gave: Gave, *, back: bool = True) -> None:
+def round_trip(trial: Runner, member: Member, model: Model, gave: Gave, *, back: bool = True) -> None:
     """Encode a test card and, with `back`, decode it again."""
     import torch
-
-    from compatkit.smoke.trial import at, put
 
     inputs = model.inputs(call="encode")
     path = model.built.places("encode").get("image")
@@ -76,7 +72,7 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave, *, back: 
         return
     image = image[None] if wanted.dim() == 4 else image[None, :, None].expand(-1, -1, wanted.shape[2], -1, -1)
     put(inputs, path, image.contiguous().to(wanted))
-    latent = trial._ran(member, model, inputs, gave, "the test card", call="encode")
+    latent = trial.ran(member, model, inputs, gave, "the test card", call="encode")
     if latent is None or not back:
         return
     into = model.inputs(call="decode")
@@ -84,7 +80,7 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave, *, back: 
     if place is None:
         return
     put(into, place, latent.to(at(into, place)))
-    out = trial._ran(member, model, into, gave, "the test card's latent", call="decode")
+    out = trial.ran(member, model, into, gave, "the test card's latent", call="decode")
     picture = None if out is None else _picture(out)
     if picture is None or picture.shape != card.shape:
         return
@@ -93,7 +89,7 @@ def round_trip(trial: Trial, member: Member, model: Model, gave: Gave, *, back: 
     trial.emit({"event": "round-trip", "component": member.index, "path": saved, "fields": found.fields()})
 
 
-def _write(trial: Trial, text: str, name: str) -> None:
+def _write(trial: Runner, text: str, name: str) -> None:
     if not trial.options.save or trial.options.swap:
         return
     try:
@@ -103,7 +99,7 @@ def _write(trial: Trial, text: str, name: str) -> None:
         trial.emit({"event": "note", "component": -1, "why": f"{name} could not be saved: {e}"})
 
 
-def _save(trial: Trial, picture: Any, name: str) -> str:
+def _save(trial: Runner, picture: Any, name: str) -> str:
     if not trial.options.save or trial.options.swap:
         return ""
     folder = Path(trial.options.save)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from compatkit.knowledge.store import Knowledge, load
-from compatkit.smoke.trial import Member, Options, Trial
+from compatkit.smoke.member import Member, Options
+from compatkit.smoke.trial import Trial
 from compatkit.smoke.worker import rules_of
 from compatkit.sources.network import Network
 from compatkit.stacks.files import Request, opened

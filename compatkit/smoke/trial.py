@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct, field
 
 from compatkit.convert.cut import Refused
 from compatkit.dryrun.build import EnvironmentProblem
 from compatkit.dryrun.classes import NoClass
 from compatkit.knowledge.store import Knowledge
 from compatkit.smoke.coding import Undecodable
+from compatkit.smoke.decoder import decode, round_trip
 from compatkit.smoke.fetch import Patch
+from compatkit.smoke.member import Emit, Gave, Member, Options, at, put
 from compatkit.smoke.model import Model, Unrunnable, open_model
 from compatkit.smoke.patches import patches
 from compatkit.smoke.record import FP16_MAX, FP16_NEAR, RUNAWAY, Record
 from compatkit.smoke.sampler import euler, schedule
 from compatkit.smoke.weights import Unplaced, Weights
 from compatkit.sources.naming import base_name, shown
-from compatkit.vocabulary import Component, HeaderError, SourceError
+from compatkit.vocabulary import HeaderError, SourceError
 
 if TYPE_CHECKING:
     import torch
-
-Emit = Callable[[Mapping[str, Any]], None]
 
 #: Why a component is not run; anything else that torch raises stopped a run that had begun.
 _SKIPS = (NoClass, EnvironmentProblem, Unrunnable, Undecodable, Unplaced, Refused, SourceError, HeaderError)
@@ -39,38 +37,6 @@ class Stopped(Exception):
     def __init__(self, message: str, module: str) -> None:
         super().__init__(message)
         self.module = module
-
-
-class Member(Struct, frozen=True):
-    """One component of the set, by its index in the report, and the text that opens its file."""
-
-    index: int
-    component: Component
-    source: str
-
-
-class Options(Struct):
-    """How to run. `dtype` is torch's name; `vram` bytes of GPU memory; `save` a folder; `swap` holds what stands-in
-    parts take the place of (see `bisect`): "encoder", "latent", "vae", "lora:INDEX", "dtype"."""
-
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    vram: int | None = None
-    steps: int = 2
-    save: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    swap: frozenset[str] = frozenset()
-    latent_side: int | None = None
-
-
-class Gave(Struct):
-    """What a trial came to: the latent and picture it made, and the first thing that went wrong ("" if nothing did)."""
-
-    latent: Any = None
-    picture: Any = None
-    broken: str = ""
-    where: int = -1
-    ran: int = 0
 
 
 class Trial:
@@ -114,7 +80,7 @@ class Trial:
                     most = int(member.component.facts.get("vocab") or 1000)
                     numbers = torch.arange(tokens.numel()) * 7919 % max(2, min(most, 30000))
                     put(inputs, path, numbers.reshape(tokens.shape).to(tokens))
-                result = self._ran(member, model, inputs, gave, "made-up tokens")
+                result = self.ran(member, model, inputs, gave, "made-up tokens")
                 if result is not None and result.dim() == 3:
                     out[int(result.shape[-1])] = result.detach()
         return out
@@ -136,7 +102,7 @@ class Trial:
                     put(inputs, places["context"], _fitted(real, wanted))
                     given = "the encoder's hidden states"
             if "latent" not in places or "time" not in places:
-                self._ran(member, model, inputs, gave, given)
+                self.ran(member, model, inputs, gave, given)
                 return
             latent, clock = at(inputs, places["latent"]), at(inputs, places["time"])
             card = self.knowledge.family(str(member.component.family))
@@ -154,7 +120,7 @@ class Trial:
                 step += 1
                 put(inputs, places["latent"], x)
                 put(inputs, places["time"], torch.full_like(clock, now))
-                out = self._ran(member, model, inputs, gave, given, step=step)
+                out = self.ran(member, model, inputs, gave, given, step=step)
                 if out is None:
                     raise Stopped("", "")
                 return out.reshape(x.shape) if out.numel() == x.numel() else out
@@ -168,8 +134,6 @@ class Trial:
 
     def _decode(self, member: Member, gave: Gave) -> None:
         """Decode the latent, or a made-up one, and send a test card through encoder and decoder."""
-        from compatkit.smoke.decoder import decode, round_trip
-
         with self._opened(member) as model:
             if model is None:
                 return
@@ -234,7 +198,7 @@ class Trial:
                 self.emit({"event": "note", "component": member.index, "why": why})
         return out
 
-    def _ran(
+    def ran(
         self,
         member: Member,
         model: Model,
@@ -311,28 +275,6 @@ def _vram(model: Model) -> int:
     import torch
 
     return torch.cuda.max_memory_reserved(model.supply.device) if model.supply.device.type == "cuda" else 0
-
-
-def at(inputs: Mapping[str, Any], path: Sequence[str | int]) -> Any:
-    """The (first) tensor at a path of keys and indexes."""
-    found: Any = inputs
-    for key in path:
-        found = found[key]
-    while isinstance(found, list):
-        found = found[0]
-    return found
-
-
-def put(inputs: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
-    """Replace the tensor at a path, in all the lists it stands in."""
-    inner: Any = inputs
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = _in_lists(inner[path[-1]], value)
-
-
-def _in_lists(old: Any, value: Any) -> Any:
-    return [_in_lists(o, value) for o in old] if isinstance(old, list) else value
 
 
 def _fitted(real: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

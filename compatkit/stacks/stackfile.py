@@ -32,12 +32,11 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from msgspec import Struct, field
 
-from compatkit.sources.naming import shown
+from compatkit.sources.naming import closest, shown
 from compatkit.sources.open import shown_name
 from compatkit.stacks.files import ROLES, Request
 from compatkit.stacks.tomllines import Where, lines
@@ -261,8 +260,8 @@ class _Parser:
     def _keys(self, where: Where, table: Mapping[str, Any], known: Sequence[str]) -> None:
         for key in table:
             if key not in known:
-                close = get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
+                close = closest(key, known)
+                hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(known)})"
                 self.fail((*where, key), f"unknown key {key!r}{hint}")
 
     def _table(self, where: Where, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -16,8 +16,8 @@ from benchmarks import weights as made  # noqa: E402
 from compatkit import api  # noqa: E402
 from compatkit.knowledge.store import load  # noqa: E402
 from compatkit.smoke import bisect, ran, session, supervise, worker  # noqa: E402
+from compatkit.smoke.member import Gave, Member  # noqa: E402
 from compatkit.smoke.sampler import euler, schedule  # noqa: E402
-from compatkit.smoke.trial import Gave, Member  # noqa: E402
 from compatkit.vocabulary import Component, Quantization, Report  # noqa: E402
 
 TINY = "tae_flux2"  # a VAE of 5 MB with a class of its own

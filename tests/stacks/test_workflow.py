@@ -12,7 +12,7 @@ import pytest
 from compatkit.knowledge.store import load
 from compatkit.stacks import kinds
 from compatkit.stacks.workflow import graph
-from compatkit.stacks.workflow.graph import Node, Wire
+from compatkit.stacks.workflow.node import Node, Wire
 from compatkit.stacks.workflow.places import Finder, extra_paths
 from compatkit.stacks.workflow.wiring import Run, runs
 from compatkit.vocabulary import SourceError

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from compatkit.sources.naming import shown
-from compatkit.stacks.workflow.graph import MAX_NODES, Node, Wire, described
+from compatkit.stacks.workflow.node import MAX_NODES, Node, Wire, described
 from compatkit.vocabulary import SourceError
 
 _NEVER, _BYPASS = 2, 4

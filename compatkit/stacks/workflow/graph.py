@@ -9,52 +9,20 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from compatkit.sources.naming import shown
 from compatkit.stacks.kinds import PNG
+from compatkit.stacks.workflow.editor import flatten
+from compatkit.stacks.workflow.node import MAX_NODES, Node, Wire, described
 from compatkit.vocabulary import SourceError
 
 MAX_BYTES = 64 << 20
-MAX_NODES = 20_000
 #: The keywords under which an editor stores its graphs in a picture, best first.
 _KEYWORDS = (b"prompt", b"workflow")
-
-
-class Wire(NamedTuple):
-    """Where an input comes from: a node and the number of its output."""
-
-    node: str
-    slot: int
-
-
-class Node(Struct):
-    """One node that runs. `inputs` maps names to a `Wire` or a plain value; `kinds` to a wire's type, "" if unknown.
-
-    `outputs` are the types it gives, as far as they are known. `open_` are inputs whose wire ends nowhere.
-    """
-
-    id: str
-    cls: str
-    inputs: dict[str, Any] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ()
-    title: str = ""
-    links: Mapping[str, str] = field(default_factory=dict)
-    open_: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The node in words: its class and number."""
-        plain = "".join(c for c in self.cls if c.isprintable())[:80]
-        return f"{plain} (node {self.id[:40]})"
-
-    def wires(self) -> Iterator[tuple[str, Wire]]:
-        """(input, where it comes from) of every wired input."""
-        return ((name, value) for name, value in self.inputs.items() if isinstance(value, Wire))
 
 
 class Graph(Struct):
@@ -104,8 +72,6 @@ def parse(data: Any, rules: Mapping[str, Any], path: str = "workflow") -> dict[s
         SourceError: it is neither.
     """
     if isinstance(data, Mapping) and isinstance(data.get("nodes"), list):
-        from compatkit.stacks.workflow.editor import flatten
-
         return flatten(data, rules, path)
     if isinstance(data, Mapping) and isinstance(data.get("prompt"), Mapping):
         data = data["prompt"]
@@ -172,22 +138,6 @@ def _wire(value: Any, data: Mapping[str, Any]) -> Wire | None:
         if isinstance(value[0], (str, int)) and (isinstance(value[0], str) or node in data)
         else None
     )
-
-
-def described(node: Node, rules: Mapping[str, Any]) -> None:
-    """Fill in what the rules know of a node's wires: their types, what it gives, and which it lacks."""
-    signature = rules["signatures"].get(node.cls)
-    guesses = rules["guesses"]
-    if signature is None:
-        for name, _ in node.wires():
-            if not node.kinds.get(name) or node.kinds[name] == "*":
-                node.kinds[name] = guesses.get(name.lower(), "")
-        return
-    inputs, outputs = signature
-    for name, kind, _, _ in inputs:
-        if kind and kind != "*":
-            node.kinds[name] = kind
-    node.outputs = node.outputs or tuple(outputs)
 
 
 def _from_png(raw: bytes, path: str) -> bytes:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
-from compatkit.stacks.workflow.graph import Graph, Node, Wire
+from compatkit.stacks.workflow.graph import Graph
+from compatkit.stacks.workflow.node import Node, Wire
 
 #: What wires carry that no model comes along with.
 _PLAIN = frozenset(
