@@ -7,7 +7,6 @@ environment are used; certificates are the system's (SSL_CERT_FILE, SSL_CERT_DIR
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from msgspec import Struct, field
 
 from compatkit import __version__
+from compatkit.sources.alarm import Alarm, shut
 from compatkit.sources.proxies import login_of, proxy_for
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Client:
                 connection, used = self._connection(key)
                 self.counters.add(requests=1)
                 try:
-                    with _Alarm(connection, deadline - time.monotonic(), self.silence):
+                    with Alarm(connection, deadline - time.monotonic(), self.silence):
                         connection.request(
                             "GET", _target(parts, connection), headers=self._headers(headers, connection)
                         )
@@ -345,7 +345,7 @@ class Client:
         for connection in idle:
             connection.close()
         for connection in busy:
-            _shut(connection)
+            shut(connection)
 
 
 class _Transient(Exception):
@@ -354,43 +354,6 @@ class _Transient(Exception):
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.what = what
-
-
-class _Alarm:
-    """Breaks a connection off at a deadline: a server may keep each wait short and still never come to an end."""
-
-    def __init__(self, connection: http.client.HTTPConnection, seconds: float, silence: float) -> None:
-        self.silence = silence
-        self.rang = False
-        self.timer = threading.Timer(max(0.1, seconds), self._ring)
-        self.timer.daemon = True
-        self.connection = connection
-
-    def _ring(self) -> None:
-        self.rang = True
-        _shut(self.connection)
-
-    def __enter__(self) -> None:
-        self.timer.start()
-        try:
-            if self.connection.sock is None:
-                self.connection.connect()
-            self.connection.sock.settimeout(self.silence)
-        except BaseException:
-            self.timer.cancel()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.timer.cancel()
-        if self.rang:  # http.client takes a connection's end for the end of the headers
-            raise TimeoutError
-
-
-def _shut(connection: http.client.HTTPConnection) -> None:
-    sock = connection.sock
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _target(parts: SplitResult, connection: http.client.HTTPConnection) -> str:

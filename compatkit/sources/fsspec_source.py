@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from compatkit.sources.address import redacted
-from compatkit.sources.http import FIRST, LARGEST
 from compatkit.sources.naming import shown
-from compatkit.sources.spans import Spans
+from compatkit.sources.ranged import FIRST, RangedSource
 from compatkit.sources.trouble import trouble
 from compatkit.vocabulary import SourceError
 
@@ -38,13 +36,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     return found
 
 
-class FsspecSource:
+class FsspecSource(RangedSource):
     """One file that an fsspec driver reads. Implements `Source`."""
 
     #: See `Source.workers`.
     workers = 8
 
     def __init__(self, network: Network, url: str, opened: tuple[Any, str] | None = None) -> None:
+        super().__init__()
         self.name = redacted(url)
         self.url = url
         self.network = network
@@ -61,42 +60,6 @@ class FsspecSource:
             (str(info[k]) for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if info.get(k)), ""
         )
         self.identity = f"{self.url}|{size}|{version}"
-        self.spans = Spans()
-        self._reach = 0  # how far this reader has come
-
-    @property
-    def chunk(self) -> int:
-        """See `Source.chunk`."""
-        return max(FIRST, min(LARGEST, self._reach // 10))
-
-    def held(self, offset: int, length: int) -> bool:
-        """Whether that range needs no request any more."""
-        return next(self.spans.missing(offset, min(length, self.size - offset)), None) is None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Source.read`."""
-        length = max(0, min(length, self.size - offset))
-        if not length:
-            return b""
-        self._reach = max(self._reach, offset + length)
-        for start, end in list(self.spans.missing(offset, length)):
-            upto = max(end, min(FIRST, self.size)) if start == 0 else end
-            data = self._ask(lambda a=start, b=upto: self._fs.cat_file(self._path, start=a, end=b))
-            self.network.counters.add(received=len(data))
-            if not isinstance(data, bytes) or len(data) != upto - start:
-                raise trouble(
-                    "file/unreachable", self.name, "could not be read: the driver sent fewer bytes than asked for"
-                )
-            self.spans.add(start, data)
-        return self.spans.take(offset, length)
-
-    def once(self, offset: int, length: int) -> bytes:
-        """See `Source.once`."""
-        kept, self.spans = self.spans, Spans()
-        try:
-            return self.read(offset, length)
-        finally:
-            self.spans = kept
 
     def sibling(self, name: str, first: int = 0) -> FsspecSource | None:
         """See `Source.sibling`."""
@@ -110,16 +73,15 @@ class FsspecSource:
                 return None
             raise
 
-    def close(self) -> None:
-        """See `Source.close`."""
-
-    def __enter__(self) -> FsspecSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()
+    def _fetch(self, start: int, end: int, why: str = "") -> None:
+        upto = max(end, min(FIRST, self.size)) if start == 0 else end
+        data = self._ask(lambda: self._fs.cat_file(self._path, start=start, end=upto))
+        self.network.counters.add(received=len(data))
+        if not isinstance(data, bytes) or len(data) != upto - start:
+            raise trouble(
+                "file/unreachable", self.name, "could not be read: the driver sent fewer bytes than asked for"
+            )
+        self.spans.add(start, data)
 
     def _ask(self, work: Any) -> Any:
         return asked(self.network, self.name, work)

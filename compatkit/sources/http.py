@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from compatkit.sources.address import redacted
 from compatkit.sources.client import Answer, ClientError, Head, origin
 from compatkit.sources.naming import counted
-from compatkit.sources.spans import Spans
+from compatkit.sources.ranged import FIRST, LARGEST, RangedSource
 from compatkit.sources.trouble import trouble
 from compatkit.vocabulary import SourceError
 
@@ -19,12 +18,8 @@ if TYPE_CHECKING:
     from compatkit.sources.cache import Entry
     from compatkit.sources.network import Network
 
-#: The first read: most headers are shorter, and no round trip is shorter than it takes to send so much.
-FIRST = 96 << 10
 #: The first read where the need is known to be small.
 _LEAST = 4 << 10
-#: The longest later read of a reader that does not know its need.
-LARGEST = 1 << 20
 #: A server that sends the whole file in place of a range is believed up to so many bytes, and refused beyond.
 WHOLE = 256 << 10
 #: Beyond that a look at the start tells a web page from a file.
@@ -36,7 +31,7 @@ _FIX_RANGE = "Download the file and check it on disk, or give another link to it
 _FIX_LATER = "Try again later, or check the file on disk."
 
 
-class HttpSource:
+class HttpSource(RangedSource):
     """One file behind a URL. Implements `Source`.
 
     What was read stays in memory and, where the server names the version (ETag, Last-Modified), in the header cache.
@@ -57,6 +52,8 @@ class HttpSource:
         first: int = 0,
         whole: int = 0,
     ) -> None:
+        is_json = urlsplit(url).path.lower().endswith(".json")  # which is always read to its end
+        super().__init__(max(_LEAST, min(first, LARGEST)) if first else LARGEST if is_json else FIRST)
         self.name = name or redacted(url)
         self.url = url
         self.network = network
@@ -64,10 +61,6 @@ class HttpSource:
         self.etag = ""
         self.modified = ""
         self.pinned = pinned  # what names this version for ever, such as a commit
-        self.spans = Spans()
-        self._reach = 0  # how far this reader has come
-        is_json = urlsplit(url).path.lower().endswith(".json")  # which is always read to its end
-        self._start = max(_LEAST, min(first, LARGEST)) if first else LARGEST if is_json else FIRST
         self._most = whole  # not 0: no range is asked for, and the whole body taken up to so many bytes
         self._direct = ""  # where a redirect to another host led
         self._tag = ""  # the ETag beside the bytes themselves; behind a redirect not the one above
@@ -98,33 +91,6 @@ class HttpSource:
         """See `Source.identity`."""
         return f"{self.url}|{self.size}|{self.pinned or self.etag or self.modified}"
 
-    @property
-    def chunk(self) -> int:
-        """See `Source.chunk`. Grows with what was read, so that what is read in vain stays a tenth of it."""
-        return max(self._start, min(LARGEST, self._reach // 10))
-
-    def held(self, offset: int, length: int) -> bool:
-        """Whether that range needs no request any more."""
-        return next(self.spans.missing(offset, min(length, self.size - offset)), None) is None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Source.read`."""
-        length = max(0, min(length, self.size - offset))
-        if not length:
-            return b""
-        self._reach = max(self._reach, offset + length)
-        for start, end in list(self.spans.missing(offset, length)):
-            self._fetch(start, end)
-        return self.spans.take(offset, length)
-
-    def once(self, offset: int, length: int) -> bytes:
-        """See `Source.once`."""
-        kept, self.spans = self.spans, Spans()
-        try:
-            return self.read(offset, length)
-        finally:
-            self.spans = kept
-
     def sibling(self, name: str, first: int = 0) -> HttpSource | None:
         """See `Source.sibling`."""
         if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
@@ -144,14 +110,6 @@ class HttpSource:
         if validated and self.spans.total > self._kept:
             self.network.cache.put(self.url, self.name, self.size, self.etag, self.modified, self.pinned, self.spans)
             self._kept = self.spans.total
-
-    def __enter__(self) -> HttpSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self.close()
 
     # -- how --------------------------------------------------------------------------------------------------------
 
