@@ -64,9 +64,12 @@ def _pair(builder: Builder, part: Part, base: Part, fits: str, targets: list[str
 
 
 def _differing(part: Part, base: Part) -> tuple[str, int | None, int | None]:
-    """The first width both know that differs; nothing where all they share agree."""
+    """The first width both know that differs; nothing where all they share agree.
+
+    A model that projects what its encoder gives says `inner_…` for the width that its own layers, and adapters, have.
+    """
     for name in SHARED:
-        ours, theirs = part.number(name), base.number(name)
+        ours, theirs = part.number(name), base.number(f"inner_{name}") or base.number(name)
         if ours is not None and theirs is not None and ours != theirs:
             return name, ours, theirs
     return "", None, None
