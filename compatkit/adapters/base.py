@@ -30,6 +30,10 @@ class Base(Struct, frozen=True):
         entry = (self.card.get("runtimes") or {}).get(runtime) or {}
         return entry.get("class")
 
+    def known_by(self, card: Mapping[str, Any]) -> Base:
+        """The base with what a card says that its runtimes make of it."""
+        return Base(self.family, {**self.card, "runtimes": card.get("runtimes") or {}}, self.shapes, self.symbols)
+
 
 def of_component(component: Component, knowledge: Rules) -> Base | None:
     """The base that a file holds, whatever its layout and packing, by its family's grammar. None if it is not known."""

@@ -14,6 +14,7 @@ from compatkit.adapters.blocks import blocks
 from compatkit.adapters.fit import FITS, NEEDED, Shape, matrix
 from compatkit.adapters.keys import Key, Spellings
 from compatkit.adapters.names import Target, held_names, held_weights, key_map
+from compatkit.adapters.pieces import padded, unreached
 from compatkit.adapters.routes import Stop, routed, stop
 from compatkit.knowledge.protocol import Rules
 from compatkit.vocabulary import Tensor
@@ -136,9 +137,13 @@ def coverage(
     out.modules = sum(any(k.sense.algorithm for k in own.values()) for own in modules.values())
     reader = _Reader(spelled, table, file, out)
     patches: dict[Target, tuple[str, str, dict[str, Shape | None]]] = {}
+    late: set[str] = set()
+    if table.get("walks"):
+        names = {module: target for module, target in names.items() if target.weight in weights}
+        late = unreached(names, modules)
     for module, own in modules.items():
         target = names.get(module)
-        if target is None:
+        if target is None or module in late:
             _unmatched(out, spelled, module, own)
             continue
         before = len(patches)
@@ -321,6 +326,7 @@ class _Fits:
 
     def __init__(self, spelled: Spellings, table: Mapping[str, Any]) -> None:
         self.spelled = spelled
+        self.pads = bool(table.get("pads"))
         self.fails = [(e["algorithm"], e["with"]) for e in table.get("fails") or ()]
         self._known: dict[Any, tuple[str, tuple[int | None, ...], bool]] = {}
 
@@ -357,7 +363,10 @@ class _Fits:
             wanted = (size, *wanted[1:])
         check = FITS.get(self.spelled.algorithms[algorithm]["math"])
         known = {p: s for p, s in parts.items() if s is not None}
-        return check(known, wanted) if check else "", wanted, True
+        problem = check(known, wanted) if check else ""
+        if problem and self.pads and padded(self.spelled.algorithms[algorithm]["math"], known, wanted):
+            problem = ""
+        return problem, wanted, True
 
 
 def _apply(

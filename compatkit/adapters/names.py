@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from compatkit.adapters.base import Base, Rows, own_layout, renamed
@@ -54,12 +54,29 @@ def key_map(
             prefixes = [p for p in prefixes if any(m.startswith(p) for m in likely)]
         if not prefixes:
             continue
-        for module, weight, rows in _form(form, base, knowledge, held, weights or held.values()):
+        words = table.get("words") if form.get("parted") else None
+        shown = form if words is None else {**form, "joined": False}
+        for module, weight, rows in _form(shown, base, knowledge, held, weights or held.values()):
+            if words is not None:
+                own, module = module, module.replace(".", "_") if form.get("joined") else module
+                if parted(module, words) != own:
+                    continue  # the loader finds another name in it
             for prefix in prefixes:
                 name = prefix + module
                 if wanted is None or name in wanted:
                     out[name] = Target(weight, rows)
     return out
+
+
+def parted(name: str, words: Sequence[str]) -> str:
+    """A name with its underscores made dots again, but for those inside of `words`."""
+    kept = set[int]()
+    for word in words:
+        start = name.find(word)
+        while start >= 0:
+            kept.update(start + i for i, c in enumerate(word) if c == "_")
+            start = name.find(word, start + len(word))
+    return "".join("." if c == "_" and i not in kept else c for i, c in enumerate(name))
 
 
 def forms(base: Base, table: Mapping[str, Any]) -> list[Mapping[str, Any]]:

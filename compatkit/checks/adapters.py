@@ -40,7 +40,9 @@ def build(builder: Builder) -> None:
     for loader in builder.loaders:
         table = builder.rules.adapters(loader.name)
         if table and not held:
-            held = {b.index: of_component(b.component, builder.rules) for b in bases}
+            for part in bases:
+                base = of_component(part.component, builder.rules)
+                held[part.index] = base.known_by(part.card) if base else None
         if not table:
             names = ", ".join(lora.fields["name"] for lora in loras)
             builder.stuck("adapter", f"{names}: which LoRA names {loader.label} reads is not known", blocks=True)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes, workflow
 from compatkit.checks import verdict as verdicts
 from compatkit.checks.evaluate import applies, finding, satisfied
-from compatkit.checks.loaders import Loader, loaders
+from compatkit.checks.loaders import Loader, known_to, loaders
 from compatkit.checks.parts import Part, label, parts
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.cel import CelError
@@ -57,10 +57,12 @@ def collected(stack: Stack, knowledge: Rules, kinds: Iterable[str] = tuple(_BUIL
         KeyError: the stack names a runtime that the rules do not know.
     """
     every = parts(stack, knowledge)
+    judging = _loaders(stack.runtimes, every, knowledge)
+    every = _known_to(every, judging, knowledge)
     builder = Builder(
         parts=every,
         rules=knowledge,
-        loaders=_loaders(stack.runtimes, every, knowledge),
+        loaders=judging,
         settings=stack.settings,
         required=tuple(dict.fromkeys((*stack.required_roles, *(policy.needed_roles(every) if stack.complete else ())))),
         locked=stack.locked,
@@ -114,6 +116,19 @@ def judged(builder: Builder, stack: Stack, rules: Mapping[str, Mapping[str, Any]
 def _loaders(wanted: Sequence[Runtime], every: Sequence[Part], rules: Rules) -> list[Loader]:
     usual = [n for p in every if p.role == "diffusion" for n, entry in (p.card.get("runtimes") or {}).items() if entry]
     return loaders(wanted, rules, usual)
+
+
+def _known_to(every: list[Part], judging: Sequence[Loader], rules: Rules) -> list[Part]:
+    """The parts, with what runtimes' own tables say of their families."""
+    for loader in judging:
+        if loader.table.get("models"):
+            every = [
+                replace(p, card=known_to(p.card, str(p.card["id"]), loader, rules))
+                if p.role == "diffusion" and p.card.get("id")
+                else p
+                for p in every
+            ]
+    return every
 
 
 def evaluated(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], list[NotChecked]]:

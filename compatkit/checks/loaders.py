@@ -13,6 +13,8 @@ from compatkit.vocabulary import Runtime
 
 _NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 _COMMIT = re.compile(r"[0-9a-f]{6,40}\Z")
+#: A release that is named by its number and commit.
+_BUILD = re.compile(r"master-(\d+)(?:-[0-9a-f]+)?\Z")
 #: The runtime of a set whose families name none.
 DEFAULT = "comfyui"
 #: Names that mean "the newest version there is".
@@ -126,6 +128,33 @@ def at_least(version: str | None, since: str | None, table: Mapping[str, Any]) -
     return "yes" if have >= need else "no"
 
 
+def known_to(card: Mapping[str, Any], family: str, loader: Loader, rules: Rules) -> Mapping[str, Any]:
+    """A diffusion family's card, with what the runtime's own table says of it where the card says nothing.
+
+    A refusal is known of the reference version and of older ones; a later one may have taken the family up.
+    """
+    runtimes = card.get("runtimes") or {}
+    if not loader.table.get("models") or loader.name in runtimes or not card:
+        return card
+    known = rules.models(loader.name)
+    entry = (
+        known.get(family) or known.get(str(card.get("sibling_of"))) or (loader.table.get("unlisted") if known else None)
+    )
+    if not entry or (entry.get("refused") and _newer(loader)):
+        return card
+    return {**card, "runtimes": {**runtimes, loader.name: entry}}
+
+
+def _newer(loader: Loader) -> bool:
+    """Whether the version asked for is later than the one that the table was made of, or cannot be put in order."""
+    reference = str((loader.table.get("reference") or {}).get("version") or "")
+    if loader.version is None or not reference:
+        return False
+    if at_least(loader.version, reference, loader.table) == "no":
+        return False
+    return not (loader.version.startswith(reference) or reference.startswith(loader.version))
+
+
 def history(table: Mapping[str, Any], key: str) -> list[tuple[Mapping[str, Any], list[str]]]:
     """Every version the rules know, oldest first, with the list `key` as it stood then."""
     out: list[tuple[Mapping[str, Any], list[str]]] = []
@@ -146,6 +175,12 @@ def _place(version: str, table: Mapping[str, Any]) -> int | None:
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", version):
         before = [i for i, e in enumerate(entries) if str(e.get("date") or "9") <= version]
         return before[-1] if before else None
+    build = _BUILD.match(version)
+    if build and all("build" in e for e in entries):
+        if int(build[1]) > entries[-1]["build"]:
+            return len(entries)
+        before = [i for i, e in enumerate(entries) if e["build"] <= int(build[1])]
+        return before[-1] if before else -1
     for i, entry in enumerate(entries):
         known = str(entry["version"])
         if len(version) >= 6 and (known.startswith(version) or version.startswith(known)):

@@ -14,6 +14,8 @@ from compatkit.knowledge.protocol import Rules
 
 _LOADED = ("diffusion", "text_encoder", "vae", "llm")
 _PLAIN = frozenset({"", "none"})
+#: Where a pipeline's folder holds its model.
+_UNETS = ("/unet", "/unet/diffusion_pytorch_model.safetensors")
 _WORST = ("no", "later", "unknown", "yes")
 
 
@@ -31,6 +33,8 @@ def build(builder: Builder) -> None:
     for part in loaded:
         for loader in builder.loaders:
             opens = opening(part, loader, builder.rules)
+            if _apart(part, loader, loaded):
+                opens |= {"apart": True, "error": str((loader.table.get("errors") or {}).get("whole") or "")}
             values = {"component": part.fields, "loader": loader.fields(), "opens": opens}
             builder.add(Subject("loading", (part.index,), values, loader))
             for why in _unknown(part, loader, opens):
@@ -84,6 +88,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         "becomes": entry.get("class") or entry.get("te_model") or entry.get("vae_class"),
         "misread": _misread(part, loader, table),
         "helper": _helper(part, loader, table),
+        "options": str(entry.get("with") or ""),
         **_prefix(part, table, entry),
         **_architecture(part, table, version),
         **_scheme(part, loader, rules),
@@ -91,8 +96,19 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
         **_tokenizer(part, table),
         "metadata_missing": _metadata_missing(part, entry) if table is loader.table else "",
     }
-    out["error"] = _error(part, table, loader.table, out)
+    out["error"] = _error(part, table, loader.table, out) or str(entry.get("refused") or "")
     return out
+
+
+def _apart(part: Part, loader: Loader, loaded: Sequence[Part]) -> bool:
+    """Whether the runtime finds this model only together with its text encoders, and they lie in files of their own."""
+    entry = (part.card.get("runtimes") or {}).get(loader.name)
+    if not isinstance(entry, Mapping) or not entry.get("whole") or part.bundled:
+        return False
+    if part.fields["layout"] == "diffusers" and part.component.source.rstrip("/").endswith(_UNETS):
+        return False
+    encoders = [p for p in loaded if p.role in ("text_encoder", "llm")]
+    return bool(encoders) and not any(p.bundled for p in encoders)
 
 
 def _entry(part: Part, loader: Loader, table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -114,6 +130,9 @@ def _misread(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
     observed = (part.card.get("misread") or {}).get(loader.name) or {}
     if part.fields["layout"] in observed:
         return str(observed[part.fields["layout"]])
+    entry = (part.card.get("runtimes") or {}).get(loader.name)
+    if isinstance(entry, Mapping) and entry.get("misread"):
+        return str(entry["misread"])
     runtimes = part.card.get("runtimes") or {}
     main, helper = runtimes.get(loader.name), runtimes.get(str(table.get("id")))
     if table is loader.table or not isinstance(main, Mapping) or not isinstance(helper, Mapping):
@@ -137,7 +156,8 @@ def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
     layout, role = part.fields["layout"], part.role
     if layout == "gguf" or role == "llm":
         return "yes"
-    if part.bundled and role != "diffusion" and loader.table.get("single_file_classes"):
+    whole = loader.table.get("single_file_classes") or loader.table.get("models")
+    if part.bundled and role != "diffusion" and whole:
         return "yes"  # a checkpoint is converted whole, or refused for its diffusion model
     if isinstance(entry.get("layouts"), Sequence):
         return "yes" if layout in entry["layouts"] else "no"
@@ -160,6 +180,9 @@ def _supported(part: Part, loader: Loader) -> str:
     runtimes = part.card.get("runtimes") or {}
     helper = str(loader.for_format(part.fields["format"])[0].get("id"))
     if any(name in runtimes and runtimes[name] is None for name in (loader.name, helper)):
+        return "no"
+    entry = runtimes.get(loader.name)
+    if isinstance(entry, Mapping) and entry.get("refused"):
         return "no"
     if loader.name in runtimes:
         return "yes"
@@ -191,7 +214,7 @@ def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> 
         if role in (compatible.get("roles") or ()):
             return {"architecture": "yes"}
         return {"architecture": "missing"} if compatible else {"architecture": "unknown"}
-    if not table.get("history"):
+    if not any(role in entry for entry in table.get("history") or ()):
         return {"architecture": "yes"}
     state, since = accepts(table, version, role, name)
     return {

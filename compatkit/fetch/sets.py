@@ -31,7 +31,7 @@ SETTINGS = (
 
 _NUMBERS = frozenset({"steps", "cfg", "shift", "width", "height"})
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_VERSION = re.compile(r"v?\d+(?:\.\d+)*(?:[.+-]?\w+)*|[0-9a-f]{6,40}")
+_VERSION = re.compile(r"v?\d+(?:\.\d+)*(?:[.+-]?\w+)*|[0-9a-f]{6,40}|master-\d+(?:-[0-9a-f]+)?")
 
 
 class Found(NamedTuple):

@@ -44,6 +44,9 @@ _RUNTIME: dict[str, type] = {
     "encoders": list,
     "errors": dict,
     "refuses": list,
+    "words": list,
+    "walks": bool,
+    "pads": bool,
     "writes": str,
     "applies": str,
     "biases": str,
@@ -58,7 +61,7 @@ _RUNTIME: dict[str, type] = {
 MATHS = ("product", "hadamard", "kronecker", "glora", "blocks", "full", "set", "other")
 _FORM = (
     "prefixes", "names", "joined", "whole", "replace", "cut", "also", "more", "of", "with", "without", "only", "rename",
-    "rows", "below", "skip", "since", "note", "or",
+    "rows", "below", "skip", "since", "note", "or", "parted",
 )  # fmt: skip
 _ROUTE = ("when", "families", "forms", "reads", "beside", "companions", "ignored", "stops", "drops", "needs", "note")
 _HOLDS = {"role", "classes", "begins", "ends", "layout"}

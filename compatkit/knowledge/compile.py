@@ -4,7 +4,8 @@ the rest.
 index.json            names -> grammars to try, and the quick gates that refuse most of them
 families/ID.json      card, and lines per layout
 tables.json           checks, runtimes, packings
-adapters.json         how adapters are spelled, and what each runtime reads of them
+adapters-ID.json      how adapters are spelled; what a runtime reads of them
+models-ID.json        what a runtime makes of each family
 targets.json          which families have a module of some name and size
 classes.json          which library's class holds which family, how it is configured and called: for dry runs alone
 errors.json           what messages of runtimes mean, and the numbers they are compared with
@@ -157,9 +158,12 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
     packings = sources.tables.get("packings")
     documents["index.json"] = {"families": members, **signature_index(families)}
     documents["targets.json"] = target_index(families)
-    documents["adapters.json"] = {
-        name: table for file in sources.adapters for name, table in adapterfile.parse(file).items()
-    }
+    for file in sources.adapters:
+        for name, table in adapterfile.parse(file).items():
+            documents[f"adapters-{name}.json"] = table
+    for file in sources.runtimes:
+        if isinstance(file.data, dict) and file.data.get("models"):
+            documents[f"models-{file.data.get('id')}.json"] = _models(file, members)
     documents["classes.json"] = classfile.parse_classes(sources.classes, members)
     documents["nodes.json"] = nodefile.parse(sources.nodes)
     documents["errors.json"] = {
@@ -175,6 +179,16 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
         **{n: f.data for n, f in sources.tables.items() if n != "packings" and not n.startswith("errors/")},
     }
     return documents
+
+
+def _models(file: RuleFile, members: dict[str, Any]) -> dict[str, Any]:
+    """A runtime's table of models; the families that it names are known."""
+    runtimefile.parse(file)
+    for i, entry in enumerate(file.data["models"]):
+        for j, family in enumerate(entry["families"]):
+            if family not in members:
+                raise file.error(("models", i, "families", j), f"no family is called {family!r}")
+    return runtimefile.models(file)
 
 
 def family_document(family: Family) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class Rules(Protocol):
     def adapters(self, name: str) -> Mapping[str, Any]:
         """One file of `rules/adapters/`, by its id; empty for one that is not there."""
 
+    def models(self, runtime: str) -> Mapping[str, Mapping[str, Any]]:
+        """Family -> what a runtime makes of it, where its file says so; empty where it does not."""
+
     def grammar(self, family: str) -> Mapping[str, Any]:
         """The compiled grammar of a family."""
 

@@ -18,6 +18,12 @@ clip_types: {single: […], several: […], fallback: …}
 together: [{types: […], class: …, parts: [NAME, …], count: 2}]
 quantization_types: {fast: […], slow: […], fail: […]}
 errors: {architecture: {diffusion: "text with {architecture}"}}
+models:                      # what it makes of each family, where its own code decides; compiled apart, read on demand
+  - {class: Flux, families: [flux_dev, …], layouts: [native], since: …, prefixes: [""], with: "--clip_l … --t5xxl …"}
+  - {class: Wan 2.x, families: […], misread: true}         # it takes them for that class, which they are not
+  - {class: SD 1.x, families: […], whole: true}            # only from a checkpoint or folder with its encoders
+  - {families: […], refused: "its error"}
+unlisted: {refused: "its error"}                           # every other diffusion family, as of `reference`
 """
 
 from __future__ import annotations
@@ -50,6 +56,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "quantization_types": dict,
     "latents": list,
     "errors": dict,
+    "models": list,
+    "unlisted": dict,
     "notes": list,
     "references": list,
 }
@@ -58,7 +66,8 @@ _ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
 _TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "gives", "vocab", "note")
 _LATENT_KEYS = ("from", "to", "op", "axis", "except", "since", "otherwise", "note")
 _CLIP_KEYS = ("single", "several", "fallback")
-_HISTORY_KEYS = ("version", "date", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")
+_MODEL_KEYS = ("class", "families", "layouts", "since", "prefixes", "with", "misread", "whole", "refused", "note")
+_HISTORY_KEYS = ("version", "date", "build", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")
 
 
 def parse(file: RuleFile) -> dict[str, Any]:
@@ -96,7 +105,34 @@ def parse(file: RuleFile) -> dict[str, Any]:
     for i, entry in enumerate(data.get("latents") or []):
         _keys(file, ("latents", i), entry, _LATENT_KEYS, needed=("from", "to", "op"))
     _types(file, data)
-    return {str(data["id"]): dict(data)}
+    for i, entry in enumerate(data.get("models") or []):
+        _keys(file, ("models", i), entry, _MODEL_KEYS, needed=("families",))
+        if ("class" in entry) == ("refused" in entry):
+            raise file.error(("models", i), "either the class that it builds, or the error with which it refuses")
+    _keys(file, ("unlisted",), data.get("unlisted") or {}, ("refused",))
+    return {str(data["id"]): {k: v for k, v in data.items() if k != "models"} | _flag(data)}
+
+
+def _flag(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"models": True} if data.get("models") else {}
+
+
+def models(file: RuleFile) -> dict[str, dict[str, Any]]:
+    """`{family: what the runtime makes of it}` of one file that `parse` accepts.
+
+    Raises:
+        RuleFileError: a family stands there twice.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for i, entry in enumerate(file.data.get("models") or []):
+        for j, family in enumerate(entry["families"]):
+            if family in out:
+                raise file.error(("models", i, "families", j), f"{family!r} stands in two entries")
+            known = {k: v for k, v in entry.items() if k not in ("families", "note")}
+            if entry.get("misread"):
+                known["misread"] = entry["class"]
+            out[str(family)] = known
+    return out
 
 
 def _layouts(file: RuleFile, layouts: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Knowledge:
         self._from = documents
         self._families: dict[str, Mapping[str, Any]] = {}
         self._tables: Mapping[str, Any] | None = None
-        self._adapters: dict[str, Any] | None = None
+        self._apart: dict[str, Any] = {}
         self._targets: dict[str, Any] | None = None
         self._classes: dict[str, Any] | None = None
         self._nodes: dict[str, Any] | None = None
@@ -100,9 +100,20 @@ class Knowledge:
 
     def adapters(self, name: str) -> Mapping[str, Any]:
         """One file of `rules/adapters/` by its id; empty if there is none."""
-        if self._adapters is None:
-            self._adapters = self._read("adapters.json")
-        table: Mapping[str, Any] = self._adapters.get(name, {})
+        return self._on_demand(f"adapters-{name}.json")
+
+    def models(self, runtime: str) -> Mapping[str, Mapping[str, Any]]:
+        """Family -> what a runtime makes of it (`models` of its file); empty where nobody wrote it down."""
+        return self._on_demand(f"models-{runtime}.json")
+
+    def _on_demand(self, name: str) -> Mapping[str, Any]:
+        """A document that need not be there."""
+        if name not in self._apart:
+            try:
+                self._apart[name] = self._read(name)
+            except (KeyError, FileNotFoundError):
+                self._apart[name] = {}
+        table: Mapping[str, Any] = self._apart[name]
         return table
 
     def targets(self) -> Mapping[str, Any]:

@@ -59,6 +59,8 @@ LOADING = _fields(
     tokenizer_tensor=(None, "the tensor that would hold it"),
     metadata_missing=("", "the metadata it builds the model by, which the file has not"),
     error=("", "the error it raises"),
+    apart=(False, "whether it finds the model only in one file or folder with its text encoders, and they are apart"),
+    options=("", "the options with which it takes the other files of the set"),
 )
 
 ENCODER = {

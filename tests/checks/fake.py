@@ -192,6 +192,9 @@ class FakeRules:
     def fixed(self, family: str, fact: str) -> int | None:
         return None
 
+    def models(self, runtime: str) -> Mapping[str, Mapping[str, Any]]:
+        return {}
+
     def adapters(self, name: str) -> Mapping[str, Any]:
         return {}
 

@@ -162,9 +162,7 @@ def test_hidden_folders_and_other_files_are_no_rules(root: Path) -> None:
     (root / ".hidden/x.yaml").write_text("nonsense: [")
     (root / "families/README.md").write_text("text")
     assert stamp.stamp(root) == before
-    tables = {"index.json", "tables.json", "adapters.json", "targets.json", "classes.json", "nodes.json"} | {
-        "errors.json"
-    }
+    tables = {"index.json", "tables.json", "targets.json", "classes.json", "nodes.json"} | {"errors.json"}
     assert set(compile_documents([root])) == tables | {"families/plain.json", "families/other.json"}
 
 
