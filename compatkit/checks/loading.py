@@ -198,7 +198,7 @@ def _prefix(part: Part, table: Mapping[str, Any], entry: Mapping[str, Any]) -> d
     else:
         known = entry.get("prefixes") or (table.get("prefixes") or {}).get(role)
         fits = known is None or prefix in known
-    shown = [p or "none" for p in known or ()]
+    shown = [f"'{p}'" if p else "none" for p in known or ()]
     return {"prefix": "yes" if fits else "no", "prefixes": shown}
 
 
