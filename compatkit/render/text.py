@@ -9,6 +9,8 @@ from compatkit.render.style import LEVEL_COLOUR, VERDICT_COLOUR, Paint, basename
 from compatkit.vocabulary import Component, Finding, NotChecked, Report
 
 _WIDTH = 100
+#: So many rules of a group are named, more are counted.
+_FEW = 2
 _FACTS_FIRST = (
     "hidden_size",
     "width",
@@ -102,15 +104,17 @@ def _led(word: str, painted: str, text: str, hang: int = 4) -> list[str]:
 
 
 def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
+    told = _grouped if verbose else _counted
     if report.checked:
-        yield from _wrapped(f"Checked: {_grouped(report.checked)}.", indent=0, hang=2)
+        rules = f"{len(report.checked)} rules (-v names them): " if not verbose else ""
+        yield from _wrapped(f"Checked: {rules}{told(report.checked)}.", indent=0, hang=2)
     groups: dict[str, list[NotChecked]] = {}
     for item in report.not_checked:
         groups.setdefault(item.why, []).append(item)
     if groups:
         yield "Not checked:"
         for why, items in groups.items():
-            yield from _wrapped(f"{_grouped([i.rule for i in items])} - {why}", hang=2)
+            yield from _wrapped(f"{why}: {told([i.rule for i in items])}", hang=2)
     cost = report.cost
     if verbose or cost.requests:
         asked = "1 request" if cost.requests == 1 else f"{cost.requests} requests"
@@ -119,11 +123,22 @@ def _scope(report: Report, paint: Paint, verbose: bool) -> Iterator[str]:
 
 def _grouped(rules: Iterable[str]) -> str:
     """`encoder/width, encoder/kind, file/empty` -> `encoder/{width, kind}, file/empty`."""
+    groups = _groups(rules)
+    return ", ".join(f"{g}/{n[0]}" if len(n) == 1 else f"{g}/{{{', '.join(n)}}}" for g, n in groups.items())
+
+
+def _counted(rules: Iterable[str]) -> str:
+    """The same, where a group has more than two rules their number: `encoder (9), file/empty`."""
+    groups = _groups(rules).items()
+    return ", ".join(f"{g} ({len(n)})" if len(n) > _FEW else _grouped(f"{g}/{x}" for x in n) for g, n in groups)
+
+
+def _groups(rules: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for rule in rules:
         group, _, name = rule.partition("/")
         groups.setdefault(group, []).append(name)
-    return ", ".join(f"{g}/{n[0]}" if len(n) == 1 else f"{g}/{{{', '.join(n)}}}" for g, n in groups.items())
+    return groups
 
 
 def inspect_text(
