@@ -7,7 +7,7 @@ from typing import Any
 
 from compatkit.checks.adapters import kinship
 from compatkit.checks.junctions import junction_fields
-from compatkit.checks.parts import Part, label, of_role, title_of
+from compatkit.checks.parts import Part, label, of_role, title_of, to_get
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
 
@@ -99,7 +99,7 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
             taker = {
                 **part.fields,
                 "width": wanted,
-                "kind": title_of(builder.rules, made_with(entry, wanted, builder.rules, read)),
+                "kind": to_get(builder.rules, made_with(entry, wanted, builder.rules, read)),
                 "adapts": str(junction.get("module")).partition(".")[2] if part.role == "ip_adapter" else "",
             }
             values = {

@@ -8,7 +8,7 @@ from typing import Any
 from compatkit.checks import routing
 from compatkit.checks.junctions import junction_fields
 from compatkit.checks.loaders import Loader
-from compatkit.checks.parts import Part, known_families, of_role, title_of
+from compatkit.checks.parts import Part, known_families, of_role, title_of, to_get
 from compatkit.checks.slots import Seating, candidates, seat, slot_fields, slots_of
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
@@ -249,6 +249,7 @@ def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, 
             "encoders": len(seating.given),
             "missing": [title_of(builder.rules, s.kinds[0]) for s in missing],
             "missing_kinds": [s.kinds[0] for s in missing],
+            "to_get": [to_get(builder.rules, s.kinds[0]) for s in missing],
             "given": [p.fields["name"] for p in seating.given],
             "required": required,
             "any_of": any_of,

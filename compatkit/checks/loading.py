@@ -60,7 +60,8 @@ def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
         out.append(f"whether {loader.label} runs {part.fields['title']} is not known{runs}")
     if opens["architecture"] == "unknown":
         version = loader.for_format("gguf")[1]
-        out.append(f"which architectures {loader.name} accepts at {version} is not known, so neither is {name}")
+        at = f" at {version}" if version else ""
+        out.append(f"which GGUF architectures {loader.label} accepts{at} is not known, so neither is {name}")
     if opens["scheme"] == "unknown":
         out.append(f"whether {loader.label} reads {opens['scheme_title']} of {name} is not known")
     if opens["layout"] == "unknown" and loader.table.get("layouts"):
@@ -211,6 +212,10 @@ def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> 
     name = part.fields["architecture"]
     compatible = table.get("compatible") or {}
     if name is None or name in (compatible.get("names") or ()):
+        since = str(compatible.get("since") or "") if name is not None else ""
+        if role in (compatible.get("roles") or ()) and at_least(version, since, table) == "no":
+            accepted_then = accepted(table, version, role)
+            return {"architecture": "no", "accepted": accepted_then, "architecture_since": _dated(table, since)}
         if role in (compatible.get("roles") or ()):
             return {"architecture": "yes"}
         return {"architecture": "missing"} if compatible else {"architecture": "unknown"}

@@ -52,6 +52,16 @@ def title_of(rules: Rules, family: str | None) -> str:
     return str(rules.family(family).get("title") or family)
 
 
+def to_get(rules: Rules, family: str) -> str:
+    """A family's name in words, and where a file of it is published, if the rules say."""
+    published = rules.table("published") or {}
+    title = title_of(rules, family)
+    if family not in published:
+        return title
+    file, repository = published[family]
+    return f"{title}: {file} of huggingface.co/{repository}"
+
+
 def known_families(component: Component, rules: Rules) -> list[str]:
     """The families of a component that the rules have a card for."""
     return [f for f in component.families if rules.has_family(f)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from compatkit.checks.parts import Part, of_role, title_of
+from compatkit.checks.parts import Part, of_role, title_of, to_get
 from compatkit.knowledge.protocol import Rules
 
 #: Roles that may turn out to be loaded as an encoder.
@@ -173,6 +173,7 @@ def slot_fields(diffusion: Part, seating: Seating, index: int, rules: Rules) -> 
         "kinds": list(slot.kinds),
         "title": titles[0],
         "titles": list(dict.fromkeys(titles)),
+        "to_get": list(dict.fromkeys(to_get(rules, k) for k in slot.kinds)),
         "width": slot_width(diffusion, seating, index),
         "into": slot.into,
         "join": slot.join,

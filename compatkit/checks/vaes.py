@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compatkit.checks.junctions import junction_fields
-from compatkit.checks.parts import Part, known_families, of_role, title_of
+from compatkit.checks.parts import Part, known_families, of_role, title_of, to_get
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
 
@@ -66,6 +66,7 @@ def _pair(builder: Builder, diffusion: Part, vae: Part, ours: dict[str, Any], th
                 "common": common,
                 "readings": list(dict.fromkeys([*ours["spaces"], *theirs["spaces"]])),
                 "right": [title_of(builder.rules, f"{s}_vae") for s in ours["spaces"]],
+                "to_get": [to_get(builder.rules, f"{s}_vae") for s in ours["spaces"]],
             },
             "junction": junction_fields(vae.card, "latent_in", vae, theirs["channels"]),
             "loader": loader.fields(),

@@ -184,6 +184,12 @@ def test_an_encoder_whose_width_is_not_known_leaves_the_verdict_open() -> None:
     assert report.verdict == "unknown"
 
 
+def test_a_name_that_is_read_from_the_tensors_only_since_a_version() -> None:
+    parts = (gguf("z_image_turbo", "pig"), component("qwen3_4b"))
+    assert rules_of(check(*parts, runtime=("comfyui-gguf@2025-03-01",)), "error") == ["loader/arch-unsupported"]
+    assert rules_of(check(*parts, runtime=("comfyui-gguf@2025-12-18",)), "error") == []
+
+
 @pytest.mark.parametrize("architecture", [None, "pig"])
 def test_a_text_encoder_without_architecture_is_refused_and_a_model_is_not(architecture: str | None) -> None:
     report = check(gguf("z_image_turbo", architecture), gguf("qwen3_4b", architecture))
