@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from msgspec.structs import asdict
 
+from compatkit import __version__
 from compatkit.cli.options import rules_option
 
 _STYLES = ("native", "diffusers", "kohya")
@@ -22,9 +26,10 @@ _STYLES = ("native", "diffusers", "kohya")
 @click.option("-o", "--output", required=True, metavar="OUT", help="The file to write (.safetensors).")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
+@click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", help="What is printed.")
 @rules_option
 def command(
-    lora: str, to: str, base: str | None, output: str, force: bool, offline: bool, rules: tuple[Path, ...]
+    lora: str, to: str, base: str | None, output: str, force: bool, offline: bool, format_: str, rules: tuple[Path, ...]
 ) -> None:
     """Write a LoRA in the names that another program reads: the same change, to the last bit.
 
@@ -54,10 +59,13 @@ def command(
     except Exists:
         raise click.UsageError(f"{shown(output)} is there already; --force replaces it.") from None
     except Refused as e:
-        click.echo(f"Not converted: {e}.", err=True)
+        click.echo(told({"refused": str(e)}) if format_ == "json" else f"Not converted: {e}.", err=format_ != "json")
         raise click.exceptions.Exit(1) from None
     except OSError as e:
         raise click.UsageError(f"{shown(output)} cannot be written: {e.strerror or e}.") from None
+    if format_ == "json":
+        click.echo(told(asdict(result)))
+        return
     done = [f"{n} {what}" for n, what in ((result.joined, "joined"), (result.divided, "split")) if n]
     click.echo(f"{shown(result.output)}: {result.keys_after} keys, {result.style}, for {result.base}")
     click.echo(f"  {result.modules} modules{': ' + ', '.join(done) if done else ''}; {result.keys_before} keys before")
@@ -66,3 +74,10 @@ def command(
         click.echo(f"  {runtime} reads {read} of {keys} keys")
     for note in result.notes:
         click.echo(f"  note: {note}")
+
+
+def told(answer: Mapping[str, Any]) -> str:
+    """The answer as JSON."""
+    from compatkit.render.document import as_json, plain
+
+    return as_json({"tool": "compatkit", "version": __version__, **plain(answer)})

@@ -1,4 +1,4 @@
-"""JSON Schema of `explain`, `report`, `report --diff` and `cache info`."""
+"""JSON Schema of `explain`, `report`, `report --diff`, `convert` and `cache info`."""
 
 from __future__ import annotations
 
@@ -70,10 +70,23 @@ def definitions() -> dict[str, Any]:
         "files": _STRINGS,
         "coverage": _STRINGS,
     }
+    converted = {
+        **_HEAD,
+        **{key: {"type": "string"} for key in ("output", "source", "to", "style", "base")},
+        **dict.fromkeys(("keys_before", "keys_after", "modules", "joined", "divided", "wider", "verified"), _COUNT),
+        "notes": _STRINGS,
+        "read": {
+            "type": "object",
+            "description": "runtime -> the keys it reads of the output, and all of them",
+            "additionalProperties": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
+        },
+    }
     return {
         "cause": _CAUSE,
         "explain": _closed({**_HEAD, "causes": causes, "log": log}),
         "report": _closed(report),
         "diff": _closed(difference),
+        "convert": _closed(converted),
+        "refused": _closed({**_HEAD, "refused": {"type": "string", "description": "why it is not converted"}}),
         "cache": _closed({"path": {"type": "string"}, "files": _COUNT, "bytes": _COUNT, "disk": _COUNT}),
     }

@@ -266,6 +266,9 @@ _SERVER = {
 }  # fmt: skip
 
 
+_KINDS = ("check", "inspect", "explain", "report", "diff", "cache", "convert", "refused")
+
+
 def schema() -> dict[str, Any]:
     """The schema; `$defs` holds one for each command that prints JSON, and the whole accepts any of them."""
     from compatkit.render.reportschema import definitions
@@ -276,7 +279,7 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "compatkit reports",
-        "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("check", "inspect", "explain", "report", "diff", "cache")],
+        "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in _KINDS],
         "$defs": {
             **definitions(),
             "component": _COMPONENT,

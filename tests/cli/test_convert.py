@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -90,6 +91,21 @@ def test_what_it_says_and_its_exit_codes(run: Run, tmp_path: Path) -> None:
         assert refused.returncode == 2, arguments
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_json_says_what_was_written_or_why_not(run: Run, tmp_path: Path) -> None:
+    save_file(BARE, tmp_path / "a.safetensors")
+    schema = jsonschema.Draft202012Validator(json.loads(run("schema").stdout))
+    done = run("convert", "a.safetensors", "--to", "kohya", "-o", "b.safetensors", "--format", "json")
+    answer = json.loads(done.stdout)
+    schema.validate(answer)
+    assert (answer["keys_before"], answer["keys_after"], answer["read"]["comfyui"]) == (240, 180, [180, 180])
+    wrong = run(
+        "convert", "a.safetensors", "--to", "kohya", "--base", "sdxl", "-o", "c.safetensors", "--format", "json"
+    )
+    assert (wrong.returncode, wrong.stderr) == (1, "")
+    schema.validate(json.loads(wrong.stdout))
+    assert json.loads(wrong.stdout)["refused"].startswith("layers.0.attention.to_k")
 
 
 @pytest.mark.parametrize("damage", ["rank 0", "metadata nested deeply", "one number as a matrix"])
