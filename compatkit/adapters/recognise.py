@@ -12,7 +12,8 @@ from compatkit.adapters.keys import Key, Spellings, spellings
 from compatkit.adapters.targets import Made, Size, made_for
 from compatkit.identify.metadata import value as metadata_value
 from compatkit.knowledge.store import Knowledge
-from compatkit.vocabulary import Component, Header, Quantization, Tensor
+from compatkit.sources.naming import base_name
+from compatkit.vocabulary import Component, Header, NotChecked, Quantization, Tensor
 
 ROLE = "lora"
 #: From this share of telling names on a file is an adapter and nothing else; from the lower one on it may be one if no
@@ -42,8 +43,12 @@ def recognise(header: Header, knowledge: Knowledge, read: Scalar | None = None) 
     made = _made(looks, conventions, spelled, header, knowledge)
     facts = _facts(looks, conventions, junk)
     facts.update(_base_facts(made, header))
-    if read is not None and facts["alpha"] != "none":
-        facts.update(alpha_facts(modules, header.tensors, spelled, read))
+    unread: tuple[NotChecked, ...] = ()
+    if facts["alpha"] != "none":
+        known = alpha_facts(modules, header.tensors, spelled, read) if read is not None else {}
+        facts.update(known)
+        if not known:
+            unread = (NotChecked("lora/alpha", f"{base_name(header.source)}: its alphas were not read, or all are 0"),)
     layout = spelled.whole(header.tensors) or _layout(conventions)
     prefixes = {c.prefix for c in conventions.values()}
     dtypes = Counter(t.dtype for t in header.tensors.values())
@@ -67,6 +72,7 @@ def recognise(header: Header, knowledge: Knowledge, read: Scalar | None = None) 
         metadata=header.metadata,
         foreign=tuple(junk),
         problems=header.problems,
+        not_checked=unread,
         title=_title(facts, spelled, knowledge),
     )
 

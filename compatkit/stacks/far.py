@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from compatkit.headers.small import read_small, small_runs
 from compatkit.sources.naming import base_name, counted
-from compatkit.vocabulary import Component, Header, NotChecked
+from compatkit.vocabulary import Component, Header, NotChecked, Tensor
 
 if TYPE_CHECKING:
     from compatkit.sources import Source
@@ -18,6 +18,33 @@ if TYPE_CHECKING:
 MARKER_BYTES = 1 << 10
 #: So many requests for markers at most; a mix of packings may have them spread over the whole file.
 MARKER_REQUESTS = 8
+
+#: So many for the alphas of a LoRA: writers that sort by dtype keep them together, others beside every module.
+ALPHA_REQUESTS = 2
+
+
+class FarScalars:
+    """Reads the single numbers of one far file, if a request or two bring all of them; else gives no bytes."""
+
+    def __init__(self, header: Header, source: Source) -> None:
+        self.header = header
+        self.source = source
+        self.near: bool | None = None
+
+    def __call__(self, tensor: Tensor) -> bytes:
+        if self.near is None:
+            self.near = self._fetched()
+        return self.source.read(tensor.offset, tensor.nbytes) if self.near else b""
+
+    def _fetched(self) -> bool:
+        numbers = [n for n, t in self.header.tensors.items() if t.elements == 1]
+        runs = small_runs(self.header, numbers)
+        if len(runs) > ALPHA_REQUESTS or any(t.shard for run in runs for _, t in run):
+            return False
+        for run in runs:  # all at once: after this no number needs a request of its own
+            first, last = run[0][1], run[-1][1]
+            self.source.read(first.offset, last.offset + last.nbytes - first.offset)
+        return True
 
 
 class FarReader:

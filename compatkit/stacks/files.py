@@ -21,7 +21,7 @@ from compatkit.sources.naming import base_name, closest, shown
 from compatkit.sources.network import Network, mapped
 from compatkit.sources.open import is_remote, open_place, shown_name
 from compatkit.stacks import folder
-from compatkit.stacks.far import FarReader
+from compatkit.stacks.far import FarReader, FarScalars
 from compatkit.vocabulary import Component, FileProblem, Header, HeaderError, Quantization, SourceError, Tensor
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def _file(
             header = open_header(source)
         far = FarReader(header, source)
         read = None if headers_only else far if frugal else partial(read_small, header, source=source)
-        # alphas stand everywhere in the file: few reads on a disk, hundreds of requests elsewhere
-        scalar = None if headers_only or frugal else partial(_bytes, source)
+        # alphas may stand everywhere in the file: few reads on a disk, hundreds of requests elsewhere
+        scalar = None if headers_only else FarScalars(header, source) if frugal else partial(_bytes, source)
         components = far.noted(_identified(header, knowledge, request.role, request.assume, read, scalar))
     except HeaderError as e:
         return [unreadable(request, e.problem, source.size)]
