@@ -170,6 +170,22 @@ def test_nodes_that_nobody_described_leave_loading_and_wiring_open(run: Run, mod
     assert both["verdict"] == "unknown"
 
 
+def test_a_workflow_that_samples_nothing_is_judged_by_its_files(run: Run, model: Model, tmp_path: Path) -> None:
+    """Unless a node that nobody described may be the sampler: it is given the model."""
+    model("film.safetensors", "film")
+    loader = graphs.node(1, "FrameInterpolationModelLoader", ("film.safetensors",), outputs=("INTERP_MODEL",))
+    use = graphs.node(2, "FrameInterpolate", (2,), wires={"interp_model": ("INTERP_MODEL", 1)})
+    write(tmp_path, graphs.editor([loader, use], [[1, 1, 0, 2, 0, "INTERP_MODEL"]]))
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "pass"
+    assert [c["family"] for c in found["components"]] == ["film"]
+    model("dit.safetensors", "z_image_turbo")
+    dit = graphs.node(3, "UNETLoader", ("dit.safetensors", "default"), outputs=("MODEL",))
+    strange = graphs.node(4, "StrangeSampler", (), wires={"model": ("MODEL", 2)})
+    write(tmp_path, graphs.editor([dit, strange], [[2, 3, 0, 4, 0, "MODEL"]]))
+    assert report(run, "workflow.json")["verdict"] == "unknown"
+
+
 def test_two_sets_in_one_workflow_are_judged_apart(
     run: Run, model: Model, right_set: list[Path], tmp_path: Path
 ) -> None:

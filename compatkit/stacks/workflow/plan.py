@@ -30,6 +30,8 @@ from compatkit.vocabulary import (
 
 #: Uses of a file that are roles of a component; the others are known by their tensors alone.
 _WHOLE = ("checkpoint", "pipeline", "other", "")
+#: Types of wires that lead to a sampler.
+_OF_SAMPLERS = ("LATENT", "CONDITIONING", "GUIDER")
 
 
 class Plan(Struct):
@@ -289,10 +291,21 @@ def _notes(plan: Plan) -> list[NotChecked]:
             why = f"{shown(load.name)} ({node.label}) reaches no sampler that is known, so nothing is compared with it"
             notes.append(NotChecked("workflow/loader", why))
     if not plan.runs:
+        strange = _may_sample(plan)
         why = "no node that runs is a sampler that is known, so how the files are wired is not judged"
-        notes.append(NotChecked("workflow/wiring", why, blocks=True))
+        notes.append(NotChecked("workflow/wiring", why if strange else "no node of it samples", blocks=strange))
     if len(plan.runs) > MAX_RUNS:
         notes.append(
             NotChecked("workflow/wiring", f"only the first {MAX_RUNS} of {len(plan.runs)} samplers are judged", True)
         )
     return notes
+
+
+def _may_sample(plan: Plan) -> bool:
+    """Whether a node that nobody described is given a model, or what only samplers take."""
+    known = plan.rules["signatures"].keys() | plan.rules["nodes"].keys()
+    telling = {*plan.rules["carries"], *_OF_SAMPLERS}
+    if any(not load.known for load in (*plan.found, *plan.missing)):
+        return True
+    strangers = (n for n in plan.graph.nodes.values() if n.cls not in known)
+    return any(node.kinds.get(name) in telling for node in strangers for name, _ in node.wires())
