@@ -86,7 +86,8 @@ class Plan(Struct):
             where = "is not in the models folder" if self.searched else "was not found"
             message = f"{shown(load.name)}, which {node} loads, {where}"
             folder = (self.rules["folders"].get(load.use) or [""])[0]
-            fix = f"Download {link} into {folder or 'its folder'}." if link else f"Put it into the folder {folder}."
+            there = f"the folder models/{folder}" if folder else "the folder that this node reads"
+            fix = f"Download {link} into {there}." if link else f"Put it into {there}."
             if not self.searched:
                 fix = "Name the folder it lies in (--models DIR, --comfyui DIR), or the file itself." + (
                     f" The workflow says it can be had from {link}." if link else ""
