@@ -39,6 +39,10 @@ def build(builder: Builder) -> None:
             builder.add(Subject("loading", (part.index,), values, loader))
             for why in _unknown(part, loader, opens):
                 builder.stuck("loading", why, blocks=True)
+            if opens.get("layout") == "unknown" and loader.table.get("layouts"):
+                layout, name = part.fields["layout"], part.fields["name"]
+                why = f"whether {loader.label} reads the {layout} layout of {name} is not known"
+                builder.stuck("loading", why, blocks=loader.name in loader.named)  # else the user may mean another one
 
 
 def _judged(part: Part, rules: Rules) -> bool:
@@ -64,8 +68,6 @@ def _unknown(part: Part, loader: Loader, opens: Mapping[str, Any]) -> list[str]:
         out.append(f"which GGUF architectures {loader.label} accepts{at} is not known, so neither is {name}")
     if opens["scheme"] == "unknown":
         out.append(f"whether {loader.label} reads {opens['scheme_title']} of {name} is not known")
-    if opens["layout"] == "unknown" and loader.table.get("layouts"):
-        out.append(f"whether {loader.label} reads the {part.fields['layout']} layout of {name} is not known")
     if opens["family"] == "unknown":
         since = opens["family_since"]
         out.append(f"{loader.label} cannot be put in order with {since}, since when {part.fields['title']} runs")

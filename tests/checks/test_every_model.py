@@ -12,7 +12,7 @@ from compatkit.checks import judge
 from compatkit.identify.identify import identify
 from compatkit.identify.shapes import example_shapes
 from compatkit.knowledge.store import load
-from compatkit.vocabulary import Component, Header, Report, Stack, Tensor
+from compatkit.vocabulary import Component, Header, Report, Runtime, Stack, Tensor
 
 FAMILIES = Path(__file__).resolve().parents[2] / "rules" / "families"
 
@@ -87,3 +87,14 @@ def test_it_does_not_pass_with_an_encoder_of_another_width(family: str) -> None:
 def test_it_does_not_pass_with_a_vae_of_another_latent(family: str) -> None:
     stranger = "wan22_vae" if vae(family) != "wan22_vae" else "sd15_vae"
     assert check(family, stranger).verdict == "fail"
+
+
+@pytest.mark.parametrize(("runtimes", "verdict"), [((), "pass"), ((Runtime("diffusers"),), "unknown")])
+def test_a_layout_of_which_little_is_known_holds_up_only_whom_asked(
+    runtimes: tuple[Runtime, ...], verdict: str
+) -> None:
+    """A model that only diffusers is known to run, with the VAE in its makers' names: the user may mean another runtime."""
+    parts = [part for family in ("flux3", "qwen3vl_4b", "flux2_vae") for part in components(family)]
+    report = judge(Stack(tuple(parts), runtimes), load())
+    assert report.verdict == verdict
+    assert any("layout" in n.why for n in report.not_checked)
