@@ -223,11 +223,11 @@ def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> 
         return {"architecture": "missing"} if compatible else {"architecture": "unknown"}
     if not any(role in entry for entry in table.get("history") or ()):
         return {"architecture": "yes"}
-    state, since = accepts(table, version, role, name)
+    state, first = accepts(table, version, role, name)
     return {
         "architecture": state,
         "accepted": accepted(table, version, role),
-        "architecture_since": _dated(table, since),
+        "architecture_since": _dated(table, first),
     }
 
 

@@ -93,7 +93,7 @@ def test_it_does_not_pass_with_a_vae_of_another_latent(family: str) -> None:
 def test_a_layout_of_which_little_is_known_holds_up_only_whom_asked(
     runtimes: tuple[Runtime, ...], verdict: str
 ) -> None:
-    """A model that only diffusers is known to run, with the VAE in its makers' names: the user may mean another runtime."""
+    """A model that only diffusers is known to run, and a VAE in its makers' names: another runtime may be meant."""
     parts = [part for family in ("flux3", "qwen3vl_4b", "flux2_vae") for part in components(family)]
     report = judge(Stack(tuple(parts), runtimes), load())
     assert report.verdict == verdict
