@@ -138,7 +138,7 @@ def _best(lines: Sequence[Line], entries: Sequence[_Entry], known: Mapping[str, 
     best: dict[str, Cause] = {}
     shapes: dict[str, list[tuple[_Entry, re.Pattern[str]]]] = {}
     left = NEW
-    for number, (line, fatal, counts) in enumerate(lines):
+    for number, (line, fatal, counts, _) in enumerate(lines):
         if not counts:
             continue
         shape = _DIGITS.sub("0", line)
@@ -151,7 +151,7 @@ def _best(lines: Sequence[Line], entries: Sequence[_Entry], known: Mapping[str, 
             shapes[shape] = matching
         if not matching:
             continue
-        near = "\n".join(x.text for x in lines[max(0, number - BEFORE) : number + AFTER])[-NEAR:]
+        near = _near(lines, number)
         here: dict[str, Cause] = {}
         for entry, pattern in matching:
             match = pattern.search(line)
@@ -165,6 +165,15 @@ def _best(lines: Sequence[Line], entries: Sequence[_Entry], known: Mapping[str, 
             else:
                 best[cause.rule] = seen._replace(lines=seen.lines + 1)
     return best
+
+
+def _near(lines: Sequence[Line], number: int) -> str:
+    """What stands around a line: of a log the traceback, without one what speaks of trouble."""
+    around = lines[max(0, number - BEFORE) : number + AFTER]
+    if len(lines) > SHORT:
+        framed = any(x.frame for x in around)
+        around = [x for x in around if x is lines[number] or (x.frame or x.raised if framed else x.trouble)]
+    return "\n".join(x.text for x in around)[-NEAR:]
 
 
 def _varied(causes: Iterable[Cause]) -> Iterable[Cause]:

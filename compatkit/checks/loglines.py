@@ -14,6 +14,8 @@ LINE_HEAD, LINE_TAIL = 600, 300
 HEAD, TAIL = 4_000, 16_000
 #: A line that begins so far to the right goes on with the one before it, if that one is so long: a narrow terminal.
 INDENT, FULL = 12, 40
+#: So many lines after an exception say that it was met, while a package was imported, and passed over.
+PASSED_OVER = 6
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 #: What stands before a message: quotes, a container's or a server's name, a time, a level, a logger.
@@ -26,11 +28,14 @@ _PREFIX = re.compile(
     r"|\[[\w-]{1,30}/STD(?:ERR|OUT)\]\s*|[\w-]{1,30} on port \d+ std(?:err|out): )"
 )
 _LEVEL = re.compile(r"\b(?:(?P<low>INFO|DEBUG|Info|Debug)|(?P<high>ERROR|CRITICAL|Error|FATAL))\b ?(?:\]|-|:| {2,}|$)")
-#: The last line of a traceback, and how runtimes announce one.
+#: The last line of a traceback, how runtimes announce one, and what torch only says in one.
 _EXCEPTION = re.compile(
-    r"^(?:\[[^\]]*\] )?(?:!!! Exception\b|\W{0,4}Exception Message\b"
-    r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b ?[:(])"
+    r"^(?:\[[^\]]*\] )?(?:!!! Exception\b|\W{0,4}Exception Message\b|Assertion failed\b"
+    r"|(?:[A-Z]\w+ )?(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b ?[:(]"
+    r"|mat1 and mat2 shapes|Given (?:groups|transposed|normalized_shape)=|The size of tensor a |Sizes of tensors must "
+    r"|CUDA (?:error:|out of memory))"
 )
+_IMPORTED = re.compile(r"(?i)\bfor custom nodes\b|IMPORT FAILED|\bprestartup|failed to import module")
 _ANNOUNCED = re.compile(r"^Error occurred when executing ")
 _FRAME = re.compile(r'^(?:File "|[\^~]|Traceback|\[|INFO\b|WARNING\b|ERROR\b|DEBUG\b|[-*•└├] )')
 #: A server's answer holds the message in JSON, between pages of graph.
@@ -47,11 +52,12 @@ _PLAIN = re.compile(r"(?i)error|exception|traceback|fail|cannot|invalid|unsuppor
 
 
 class Line(NamedTuple):
-    """A line, whether it ends a run with an exception, and whether its words or its level speak of trouble."""
+    """A line: does it end a run with an exception, do its words or its level speak of trouble, is it of a traceback?"""
 
     text: str
     raised: bool
     trouble: bool
+    frame: bool = False
 
 
 def read(text: str) -> list[Line]:
@@ -60,12 +66,26 @@ def read(text: str) -> list[Line]:
     if len(lines) > HEAD + TAIL:
         lines = lines[:HEAD] + lines[-TAIL:]
     out: list[Line] = []
-    announced = False
+    announced = frame = False
     for raw in _whole(lines):
         for line in _said(raw):
-            out.append(line._replace(raised=True, trouble=True) if announced else line)
-            announced = bool(_ANNOUNCED.match(line.text))
-    return out
+            here = line.text.startswith('File "')
+            line = line._replace(frame=here or (frame and not line.raised))
+            announces = bool(_ANNOUNCED.match(line.text))
+            out.append(line._replace(raised=True, trouble=True) if announced or announces else line)
+            announced, frame = announces, here
+    return _without_imports(out)
+
+
+def _without_imports(lines: list[Line]) -> list[Line]:
+    """Exceptions of packages that were passed over at the start did not end the run, if another did."""
+    passed = set()
+    for i, line in enumerate(lines):
+        if line.raised and any(_IMPORTED.search(x.text) for x in lines[i + 1 : i + 1 + PASSED_OVER]):
+            passed.add(i)
+    if not passed or not any(line.raised and i not in passed for i, line in enumerate(lines)):
+        return lines
+    return [line._replace(raised=False) if i in passed else line for i, line in enumerate(lines)]
 
 
 def _whole(lines: list[str]) -> Iterator[str]:

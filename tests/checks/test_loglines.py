@@ -96,3 +96,26 @@ def test_what_happens_silently_counts_after_a_run_that_ended() -> None:
         NOISE + "lora key not loaded: a.b.lora_A.weight\nfailed to import some package\nPrompt executed in 3.1 seconds"
     )
     assert {c.rule.partition("/")[0] for c in api.diagnose(log)} == {"lora"}
+
+
+def test_a_package_that_was_passed_over_is_not_why_a_run_ended() -> None:
+    noise = (
+        "Traceback (most recent call last):\n"
+        "FileNotFoundError: [Errno 2] No such file or directory: 'x/__init__.py'\n"
+        "Cannot import /x module for custom nodes: [Errno 2] No such file or directory\n"
+    )
+    assert api.diagnose(f"{noise}{NOISE}KeyError: 'some.weight'")[0].rule == "loader/layout"
+    assert api.diagnose(noise + NOISE)[0].rule.partition("/")[0] == "file"
+
+
+def test_the_traceback_tells_which_part_ran_and_the_start_of_the_log_does_not() -> None:
+    start = "ControlNet preprocessor location: /x, unknown models are ignored\nLoRA manager: no errors\n"
+    message = "mat1 and mat2 shapes cannot be multiplied (77x768 and 4096x3072)"
+    frame = 'Traceback (most recent call last):\n  File "/x/{}.py", line 1, in f\n    x = f(x)\nRuntimeError: '
+    assert api.diagnose(start + NOISE + frame.format("model") + message)[0].rule == "encoder/width"
+    assert api.diagnose(start + NOISE + frame.format("controlnet") + message)[0].rule == "adapter/base"
+
+
+def test_what_torch_says_ended_the_run_also_without_the_name_of_an_exception() -> None:
+    warning = "WARNING: no CLIP/text encoder weights in checkpoint, the text encoder model will not be loaded.\n"
+    assert api.diagnose(NOISE + warning + MESSAGE.partition(": ")[2])[0].rule == "vae/latent-channels"
