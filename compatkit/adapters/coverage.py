@@ -364,9 +364,9 @@ class _Fits:
         check = FITS.get(self.spelled.algorithms[algorithm]["math"])
         known = {p: s for p, s in parts.items() if s is not None}
         problem = check(known, wanted) if check else ""
-        if problem and self.pads and padded(self.spelled.algorithms[algorithm]["math"], known, wanted):
-            problem = ""
-        return problem, wanted, True
+        left = (int(shape[0] or 0) - rows[0], *wanted[1:]) if rows else wanted
+        fills = self.pads and padded(self.spelled.algorithms[algorithm]["math"], known, left, rows is None)
+        return "" if fills else problem, wanted, True
 
 
 def _apply(

@@ -26,7 +26,10 @@ def unreached(names: Mapping[str, Target], modules: Iterable[str]) -> set[str]:
     return out
 
 
-def padded(math: str, parts: Shapes, weight: Shape) -> bool:
-    """Whether the change has the weight's columns and too few rows: a loader that pads puts it on the first ones."""
+def padded(math: str, parts: Shapes, weight: Shape, alone: bool = True) -> bool:
+    """Whether the change has the weight's columns and too few rows: a loader that pads puts it on the first ones.
+
+    A part of a fused weight (not `alone`) may have as many rows as are left of that.
+    """
     made = matrix(math, parts) if len(weight) == 2 else None
-    return made is not None and made[1] == weight[1] and made[0] < weight[0]
+    return made is not None and made[1] == weight[1] and (made[0] < weight[0] or (not alone and made[0] == weight[0]))
