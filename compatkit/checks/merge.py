@@ -65,6 +65,9 @@ def _explained(stack: Stack, report: Report) -> Report:
     """A report without what only follows from another of its findings, or from a loader that nobody knows."""
     there = {f.rule for f in report.findings}
     strange = {i for use in (stack.wiring.loads if stack.wiring else ()) if not use.node.rule for i in use.components}
+    own = {
+        i for use in (stack.wiring.loads if stack.wiring else ()) if use.node.rule.get("own") for i in use.components
+    }
     packings = {
         (i, packing)
         for use in (stack.wiring.loads if stack.wiring else ())
@@ -79,6 +82,8 @@ def _explained(stack: Stack, report: Report) -> Report:
             (i, finding.evidence.get("scheme")) in packings for i in finding.components
         ):
             continue
+        if own and finding.components and _of_loading(finding) and set(finding.components) <= own:
+            continue
         if note := _of_strangers(finding, strange, stack.components):
             notes.append(note)
             continue
@@ -86,10 +91,14 @@ def _explained(stack: Stack, report: Report) -> Report:
     return replace(report, findings=tuple(kept), not_checked=(*report.not_checked, *notes))
 
 
+def _of_loading(finding: Finding) -> bool:
+    """Whether a finding is about how ComfyUI's own loaders read a file."""
+    return finding.rule.startswith(_OF_LOADERS) or finding.rule == "encoder/tokenizer"
+
+
 def _of_strangers(finding: Finding, strange: set[int], components: Sequence[Component]) -> NotChecked | None:
     """What stands in place of a finding about loading files, all of which a node loads that nobody described."""
-    own = finding.rule.startswith(_OF_LOADERS) or finding.rule == "encoder/tokenizer"
-    if not own or not finding.components or not set(finding.components) <= strange:
+    if not _of_loading(finding) or not finding.components or not set(finding.components) <= strange:
         return None
     names = ", ".join(file_name(components[i].source) for i in finding.components)
     why = f"{names}: the workflow loads it with a node of a class that is not known"

@@ -25,6 +25,7 @@ _TABLES = ("signatures", "nodes", "guesses", "folders", "carries", "serves")
 _NODE = (
     "loads", "loads_each", "formats", "packings", "built_in", "clip_type", "strength", "strength_clip", "samples",
     "leftover", "sets", "latent", "decodes", "switch", "wants", "sees", "passes", "value", "names", "named", "comment",
+    "own",
 )  # fmt: skip
 _WANT = ("families", "not_families", "sampling", "with", "level", "what", "effect", "instead")
 _WORD = re.compile(r"[^\s:]+(?::[A-Z0-9_*]+\??)?\+?\Z")

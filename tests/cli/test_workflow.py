@@ -170,6 +170,36 @@ def test_nodes_that_nobody_described_leave_loading_and_wiring_open(run: Run, mod
     assert both["verdict"] == "unknown"
 
 
+def test_loaders_of_a_package_that_read_files_by_themselves(run: Run, model: Model, tmp_path: Path) -> None:
+    """ComfyUI-WanVideoWrapper reads the makers' names, which ComfyUI does not; widths count all the same."""
+    model("dit.safetensors", "wan21_t2v_14b")
+    model("encoder.safetensors", "umt5_xxl", layout="wan")
+    model("vae.safetensors", "wan21_vae")
+    nodes = [
+        graphs.node(1, "WanVideoModelLoader", ("dit.safetensors", "bf16"), outputs=("WANVIDEOMODEL",)),
+        graphs.node(2, "LoadWanVideoT5TextEncoder", ("encoder.safetensors", "bf16"), outputs=("WANTEXTENCODER",)),
+        graphs.node(3, "WanVideoVAELoader", ("vae.safetensors", "bf16"), outputs=("WANVAE",)),
+        graphs.node(
+            4, "WanVideoTextEncode", ("a", "b", True), wires={"t5": ("WANTEXTENCODER", 1)}, outputs=("EMBEDS",)
+        ),
+        graphs.node(
+            5,
+            "WanVideoSampler",
+            (30, 6.0, 5.0, 1, "fixed", True, "unipc"),
+            wires={"model": ("WANVIDEOMODEL", 2), "text_embeds": ("EMBEDS", 3)},
+            outputs=("LATENT",),
+        ),
+        graphs.node(6, "WanVideoDecode", (), wires={"vae": ("WANVAE", 4), "samples": ("LATENT", 5)}),
+    ]
+    links = [[1, 2, 0, 4, 0, ""], [2, 1, 0, 5, 0, ""], [3, 4, 0, 5, 1, ""], [4, 3, 0, 6, 0, ""], [5, 5, 0, 6, 1, ""]]
+    write(tmp_path, graphs.editor(nodes, links))
+    found = report(run, "workflow.json")
+    assert found["verdict"] == "pass"
+    assert {"encoder/width", "vae/latent-space"} <= set(found["checked"])
+    model("encoder.safetensors", "umt5_base")
+    assert "encoder/width" in rules(report(run, "workflow.json"), "error")
+
+
 def test_a_workflow_that_samples_nothing_is_judged_by_its_files(run: Run, model: Model, tmp_path: Path) -> None:
     """Unless a node that nobody described may be the sampler: it is given the model."""
     model("film.safetensors", "film")
