@@ -214,10 +214,10 @@ def _architecture(part: Part, table: Mapping[str, Any], version: str | None) -> 
     name = part.fields["architecture"]
     compatible = table.get("compatible") or {}
     if name is None or name in (compatible.get("names") or ()):
-        first = str(compatible.get("since") or "") if name is not None else ""
-        if role in (compatible.get("roles") or ()) and at_least(version, first, table) == "no":
-            accepted_then = accepted(table, version, role)
-            return {"architecture": "no", "accepted": accepted_then, "architecture_since": _dated(table, first)}
+        begun = str(compatible.get("since") or "") if name is not None else ""
+        if role in (compatible.get("roles") or ()) and at_least(version, begun, table) == "no":
+            then = accepted(table, version, role)
+            return {"architecture": "no", "accepted": then, "architecture_since": _dated(table, begun)}
         if role in (compatible.get("roles") or ()):
             return {"architecture": "yes"}
         return {"architecture": "missing"} if compatible else {"architecture": "unknown"}

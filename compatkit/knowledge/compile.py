@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from compatkit.knowledge import adapterfile, checkfile, classfile, nodefile, runtimefile
-from compatkit.knowledge.errorfile import known_numbers, parse_errors
+from compatkit.knowledge.errorfile import known_names, known_numbers, parse_errors
 from compatkit.knowledge.expr import symbols
 from compatkit.knowledge.family import Family, Layout, check_keys, compile_family
 from compatkit.knowledge.lines import Line, Part, parse_parts
@@ -170,7 +170,7 @@ def compile_documents(roots: Iterable[Path]) -> dict[str, Any]:
         "errors": [
             e for name, file in sorted(sources.tables.items()) if name.startswith("errors/") for e in parse_errors(file)
         ],
-        "known": known_numbers(documents),
+        "known": {**known_numbers(documents), **known_names(documents)},
     }
     documents["tables.json"] = {
         "checks": [rule for file in sources.checks for rule in checkfile.parse(file)],

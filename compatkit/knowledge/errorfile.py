@@ -20,6 +20,8 @@ _CAUSE = {"rule", "score", "when", "message", "fix"}
 _TAPS = (1, 3)
 #: The pieces of a picture come with the class token, or without, or it is counted twice.
 _CLASS_TOKEN = (-1, 0, 1)
+#: Of the models that share a width so many are named.
+_NAMED = 4
 
 
 def parse_errors(file: RuleFile) -> list[dict[str, Any]]:
@@ -92,6 +94,45 @@ def known_numbers(documents: Mapping[str, Any]) -> dict[str, list[int]]:
             if isinstance(channels, int):
                 out["latent"].add(channels)
     return {k: sorted(v) for k, v in out.items()}
+
+
+def known_names(documents: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Width -> the encoders that give it (`gives`), the models that take it (`takes`, by width x hidden too)."""
+    cards = [d["card"] for name, d in documents.items() if name.startswith("families/")]
+    titles = {c["id"]: re.sub(r" \(.*?\)", "", str(c.get("title") or c["id"])) for c in cards}
+    gives: dict[str, dict[str, str]] = {}
+    takes: dict[str, dict[str, str]] = {}
+    for name, document in documents.items():
+        if not name.startswith("families/"):
+            continue
+        card, example = document["card"], document["example"].get("symbols") or {}
+        released = str(card.get("released") or "9999")
+        width = _number(document, "width", example)
+        if card["role"] == "text_encoder" and width:
+            gives.setdefault(str(width), {})[titles[card["id"]]] = released
+        encoders = card.get("text_encoders") or [] if card["role"] == "diffusion" else []
+        for encoder in encoders:
+            value, taps = _number(document, str(encoder.get("into") or ""), example), encoder.get("taps", 1)
+            if not value:
+                continue
+            hidden = _number(document, "hidden_size", example) or _number(document, "hidden", example)
+            for key in (str(value), f"{value}x{hidden}"):
+                takes.setdefault(key, {})[titles[card["id"]]] = released
+            if isinstance(taps, int) and taps > 1:
+                joined = f"{titles.get(str(encoder['kind']), encoder['kind'])} with {taps} layers"
+                gives.setdefault(str(value), {}).setdefault(joined, released)
+            if encoder.get("join") == "concat" and encoder.get("into") == "context_dim":
+                side = [titles.get(str(e["kind"]), "") for e in encoders if e.get("into") == "context_dim"]
+                gives.setdefault(str(value), {})[" beside ".join(side)] = ""
+    return {"gives": _few(gives), "takes": _few(takes)}
+
+
+def _few(names: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    out = {}
+    for width, titles in names.items():
+        ordered = sorted(titles, key=lambda t: (titles[t], t))
+        out[width] = ", ".join(ordered[:_NAMED]) + (" or another" if len(ordered) > _NAMED else "")
+    return dict(sorted(out.items()))
 
 
 def _number(document: Mapping[str, Any], fact: str, example: Mapping[str, Any]) -> int | None:

@@ -142,3 +142,16 @@ def test_nothing_known_gives_nothing() -> None:
 def test_no_text_breaks_it(text: str) -> None:
     for cause in api.diagnose(text):
         assert 0 < cause.score <= 1
+
+
+def test_widths_that_only_one_pair_has_are_named() -> None:
+    known = load().table("known")
+    cause = api.diagnose("mat1 and mat2 shapes cannot be multiplied (512x7680 and 12288x4096)")[0]
+    assert known["gives"]["7680"] in cause.message
+    assert known["takes"]["12288x4096"] in cause.message
+    # a width and the model's own tell more than the width
+    assert known["takes"]["4096x5120"] != known["takes"]["4096x3072"]
+    plain = api.diagnose(
+        "Given normalized_shape=[9], expected input with shape [*, 9], but got input of size[1, 4, 8]"
+    )[0]
+    assert "(as" not in plain.message
