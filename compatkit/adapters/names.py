@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from compatkit.adapters.base import Base, Rows, own_layout, renamed
+from compatkit.adapters.versions import kept
 from compatkit.knowledge.expr import evaluate, parse
 from compatkit.knowledge.patterns import Pattern, expand_alternatives, names, parse_pattern
 from compatkit.knowledge.protocol import Rules
@@ -43,7 +44,7 @@ def key_map(
     """
     wanted = None if modules is None else frozenset(modules)
     out: dict[str, Target] = {}
-    every = [f for f in forms(base, table) if not f.get("since") or has(str(f["since"]))]
+    every = kept(forms(base, table), has)
     joined = tuple(p for f in every if f.get("joined") for p in f["prefixes"] if p)
     # a name that is joined with underscores is no name with dots, whatever its prefix
     dotted = [m for m in wanted or () if "." in m or not m.startswith(joined)]

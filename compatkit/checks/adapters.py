@@ -12,7 +12,8 @@ from compatkit.adapters.coverage import Coverage, Mismatch, coverage
 from compatkit.adapters.encoders import encoder_names
 from compatkit.adapters.keys import Spellings, spellings
 from compatkit.adapters.routes import knows
-from compatkit.checks.loaders import Loader, at_least
+from compatkit.adapters.versions import as_of, versions
+from compatkit.checks.loaders import Loader, at_least, numbers
 from compatkit.checks.parts import Part, of_role, title_of
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
@@ -113,17 +114,18 @@ def _covered(
     spelled: Spellings,
     loader: Loader,
     table: Mapping[str, Any],
-    newest: bool = False,
+    until: str = "",
 ) -> Coverage:
+    """What the loader reads of it, or would as of the version `until`."""
     rules = builder.rules
+    table = as_of(table, partial(_since, loader, until))
     encoders: list[Base] = []
     for part in of_role(builder.parts, "text_encoder") if not _model_only(builder, lora) else ():
         family = part.component.family
         if family and (encoder := of_component(part.component, rules) or of_family(family, rules)):
             encoders.append(encoder)
     names, shapes = encoder_names(encoders, table)
-    has = partial(_since, loader, newest)
-    return coverage(lora.component.tensors, spelled, base, table, rules, has, names, shapes)
+    return coverage(lora.component.tensors, spelled, base, table, rules, encoders=names, encoder_shapes=shapes)
 
 
 def _model_only(builder: Builder, lora: Part) -> bool:
@@ -131,8 +133,9 @@ def _model_only(builder: Builder, lora: Part) -> bool:
     return builder.wiring is not None and lora.index in builder.wiring.model_only
 
 
-def _since(loader: Loader, newest: bool, version: str) -> bool:
-    return newest or at_least(loader.version, version, loader.table) != "no"
+def _since(loader: Loader, until: str, version: str) -> bool:
+    own = at_least(loader.version, version, loader.table) != "no"
+    return own or bool(until) and at_least(until, version, loader.table) == "yes"
 
 
 def _rank(found: Coverage) -> tuple[int, int]:
@@ -294,9 +297,7 @@ def _fit_fields(
 ) -> dict[str, Any]:
     later = None
     if found.verdict != "full" and loader.version:
-        newer = _covered(builder, lora, base, spelled, loader, table, newest=True)
-        if newer.matched > found.matched:
-            later = _first_since(base, table, loader)
+        later = _first_since(builder, lora, base, found, spelled, loader, table)
     worst = _telling(found.mismatches)
     encoder_keys = found.reasons["encoder"]
     lost = found.modules - found.modules_matched - _encoder_modules(found, spelled, lora)
@@ -365,18 +366,21 @@ def _encoder_modules(found: Coverage, spelled: Spellings, lora: Part) -> int:
     return sum(n for part, n in trains.items() if str(part).startswith("te"))
 
 
-def _first_since(base: Base, table: Mapping[str, Any], loader: Loader) -> str | None:
-    """The first version with a form of names that this one has not."""
-    from compatkit.adapters.names import forms
-
-    return next(
-        (
-            str(f["since"])
-            for f in forms(base, table)
-            if f.get("since") and at_least(loader.version, str(f["since"]), loader.table) == "no"
-        ),
-        None,
-    )
+def _first_since(
+    builder: Builder,
+    lora: Part,
+    base: Base,
+    found: Coverage,
+    spelled: Spellings,
+    loader: Loader,
+    table: Mapping[str, Any],
+) -> str | None:
+    """The first later version that reads more of it."""
+    later = [v for v in versions(table) if at_least(loader.version, v, loader.table) == "no"]
+    for version in sorted(later, key=lambda v: numbers(v) or ()):
+        if _covered(builder, lora, base, spelled, loader, table, version).matched > found.matched:
+            return version
+    return None
 
 
 def _telling(mismatches: Sequence[Mismatch]) -> Mismatch | None:

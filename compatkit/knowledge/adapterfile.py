@@ -35,6 +35,7 @@ _RUNTIME: dict[str, type] = {
     "holds": list,
     "conversions": list,
     "reads": dict,
+    "reads_since": dict,
     "fails": list,
     "beside": list,
     "companions": list,

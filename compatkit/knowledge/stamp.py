@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 #: Raised when the compiled form changes, so that an old one is rebuilt.
-FORMAT = 40
+FORMAT = 42
 
 
 def stamp(root: Path) -> list[list[Any]]:
