@@ -135,7 +135,7 @@ def _model_only(builder: Builder, lora: Part) -> bool:
 
 def _since(loader: Loader, until: str, version: str) -> bool:
     own = at_least(loader.version, version, loader.table) != "no"
-    return own or bool(until) and at_least(until, version, loader.table) == "yes"
+    return own or (bool(until) and at_least(until, version, loader.table) == "yes")
 
 
 def _rank(found: Coverage) -> tuple[int, int]:
