@@ -271,3 +271,10 @@ def test_observed_loading_of_real_files_agrees(known: Knowledge, shared: Any) ->
     found = list(rows(shared / "lora", known, ["lorainspector__krea2", "invoke__flux_control"], False))
     assert found
     assert [r for r in found if (r["seen"], r["seen_keys"]) != (r["found"], r["found_keys"])] == []
+
+
+def test_families_of_one_kin_have_the_widths_that_adapters_need(known: Knowledge) -> None:
+    """A LoRA goes from one to another of a kin as a matter of course: their text cannot be of another width."""
+    for group in known.adapters("spellings")["kin"]:
+        widths = {known.fixed(f, "context_dim") for f in group if known.has_family(f)}
+        assert len(widths - {None}) <= 1, group
