@@ -24,6 +24,7 @@ _PREFIX = re.compile(
     r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?\]?:?(?: - )?\s*"
     r"|\[?\d\d:\d\d:\d\d(?:[.,-]\d+)?\]?\s+"
     r"|(?:[\w.]{1,40} - )?\[?(?i:error|warn(?:ing)?|info|debug|critical)\s?\]?(?: - |\s*-->\s*)"
+    r"|(?:ERROR|WARNING|INFO|DEBUG|CRITICAL):[\w.]{1,60}:"
     r"|\[(?i:error|warn(?:ing)?|info|debug|critical)\s?\]\s*|:*\[[\w .-]{1,40}\]::(?:[A-Z]+ --> )?"
     r"|\[[\w-]{1,30}/STD(?:ERR|OUT)\]\s*|[\w-]{1,30} on port \d+ std(?:err|out): )"
 )
