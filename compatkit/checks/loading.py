@@ -84,7 +84,7 @@ def opening(part: Part, loader: Loader, rules: Rules) -> dict[str, Any]:
     since = entry.get("since")
     out: dict[str, Any] = {
         "supported": _supported(part, loader),
-        "format": _format(part, loader, table),
+        "format": _format(part, loader, table, entry),
         "layout": _layout(part, loader, entry),
         "family": at_least(loader.version, str(since) if since else None, loader.table),
         "family_since": since,
@@ -143,7 +143,9 @@ def _misread(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
     return next((str(helper[k]) for k in ("class", "te_model") if k in helper and helper[k] != main.get(k)), "")
 
 
-def _format(part: Part, loader: Loader, table: Mapping[str, Any]) -> str:
+def _format(part: Part, loader: Loader, table: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    if entry.get("formats"):
+        return "yes" if part.fields["format"] in entry["formats"] else "no"
     formats = {**(loader.table.get("formats") or {})}
     if table is not loader.table:
         formats = {r: [*formats.get(r, ()), *f] for r, f in (table.get("formats") or {}).items()} | {
@@ -175,6 +177,8 @@ def _layout(part: Part, loader: Loader, entry: Mapping[str, Any]) -> str:
         return "unknown"
     if isinstance(families, str):
         return "yes" if families == "all" else "no"
+    if isinstance(families, Mapping):
+        return "yes" if any(f in families["known"] for f in part.component.families) else "unknown"
     return "yes" if any(f in families for f in part.component.families) else "no"
 
 

@@ -47,7 +47,7 @@ def set_options(command: F) -> F:
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                      help="A setting of the run, such as steps=9 or clip_type=TYPE. Repeatable."),
         click.option("--runtime", "runtimes", multiple=True, metavar="NAME[@VERSION]",
-                     help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp."
+                     help="What would open the set: comfyui, comfyui-gguf[@COMMIT], diffusers, sd.cpp, invokeai."
                      " It must hold in each."),
         click.argument("sources", nargs=-1, required=True, metavar="SOURCE…"),
     ):  # fmt: skip

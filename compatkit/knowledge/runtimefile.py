@@ -7,7 +7,7 @@ helpers: [comfyui-gguf]      # the other end of `part_of`
 engine: torch                # whose error texts apply: torch or ggml
 reference: {version: …, date: …}
 formats: {diffusion: [gguf]}
-layouts: {diffusion: {native: all, diffusers: [family, …]}}
+layouts: {diffusion: {native: all, diffusers: [family, …]}, vae: {native: {known: [family, …]}}}   # of others not known
 folders: {root: models, vae: vae}                   # where it looks for files, by role; `root` above all
 prefixes: {diffusion: ["", "model."]}                # for one model in a file
 checkpoint_prefixes: {vae: ["vae."]}                 # for an all-in-one checkpoint
@@ -66,7 +66,9 @@ _ROUTE_KEYS = ("types", "class", "taps", "vocab", "note")
 _TOGETHER_KEYS = ("types", "class", "parts", "count", "concat", "gives", "vocab", "note")
 _LATENT_KEYS = ("from", "to", "op", "axis", "except", "since", "otherwise", "note")
 _CLIP_KEYS = ("single", "several", "fallback")
-_MODEL_KEYS = ("class", "families", "layouts", "since", "prefixes", "with", "misread", "whole", "refused", "note")
+_MODEL_KEYS = (
+    "class", "families", "layouts", "since", "prefixes", "formats", "with", "misread", "whole", "refused", "note",
+)  # fmt: skip
 _HISTORY_KEYS = ("version", "date", "build", "diffusion", "text_encoder", "clip_vision", "mmproj", "note")
 
 
@@ -140,8 +142,10 @@ def _layouts(file: RuleFile, layouts: Mapping[str, Any]) -> None:
         if not isinstance(table, Mapping):
             raise file.error(("layouts", role), "a mapping of layouts: all, none, or a list of families")
         for layout, families in table.items():
+            if isinstance(families, Mapping) and set(families) == {"known"}:
+                continue
             if not isinstance(families, list) and families not in ("all", "none"):
-                raise file.error(("layouts", role, layout), "all, none, or a list of families")
+                raise file.error(("layouts", role, layout), "all, none, a list of families, or {known: such a list}")
 
 
 def _types(file: RuleFile, data: Mapping[str, Any]) -> None:

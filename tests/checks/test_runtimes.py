@@ -81,6 +81,44 @@ def test_what_stable_diffusion_cpp_makes_of_a_model(known: Knowledge, family: st
         assert seen in found.findings[0].predicts["sd.cpp"]
 
 
+INVOKEAI = {
+    ("sd15", "native"): "",
+    ("sdxl", "diffusers"): "",
+    ("sd35_large", "native"): "loader/layout: installed as unknown",
+    ("sd35_large", "diffusers"): "",
+    ("flux_dev", "native"): "",
+    ("flux2_klein_9b", "native"): "",
+    ("z_image_turbo", "diffusers"): "",
+    ("krea2", "diffusers"): "",
+    ("wan22_ti2v_5b", "native"): "",
+    ("wan21_i2v_14b", "native"): "loader/model-unsupported: Wan 2.1 models are not supported",
+    ("hidream_i1", "native"): "loader/model-unsupported: installed as unknown",
+    ("qwen_image", "native"): "",
+}
+
+
+@pytest.mark.parametrize(("family", "layout"), INVOKEAI)
+def test_what_invokeai_makes_of_a_model(known: Knowledge, family: str, layout: str) -> None:
+    wanted, _, seen = INVOKEAI[family, layout].partition(": ")
+    found = report(known, "invokeai", part(known, family, layout=layout))
+    assert errors(found) == ([wanted] if wanted else [])
+    assert found.verdict == ("fail" if wanted else "pass")
+    if wanted:
+        assert seen in found.findings[0].predicts["invokeai"]
+
+
+def test_a_format_is_opened_for_some_families_only(known: Knowledge) -> None:
+    gguf = {"format": "gguf", "layout": "gguf"}
+    assert errors(report(known, "invokeai", part(known, "sdxl", **gguf))) == ["loader/format"]
+    assert errors(report(known, "invokeai", part(known, "flux_dev", **gguf))) == []
+
+
+def test_an_encoder_that_is_taken_as_a_folder_leaves_it_open(known: Knowledge) -> None:
+    model = part(known, "flux_dev")
+    encoders = part(known, "t5xxl", "text_encoder"), part(known, "clip_l", "text_encoder")
+    assert report(known, "invokeai", model, *encoders).verdict == "unknown"
+
+
 def test_a_unet_apart_from_its_encoders_is_not_found(known: Knowledge) -> None:
     unet, clip = part(known, "sd15"), part(known, "clip_l", "text_encoder")
     assert errors(report(known, "sd.cpp", unet, clip)) == ["loader/apart"]
@@ -111,7 +149,7 @@ def test_a_model_taken_for_another_is_a_warning(known: Knowledge) -> None:
     assert [(f.rule, f.level) for f in found.findings] == [("loader/misread", "warning")]
 
 
-@pytest.mark.parametrize("runtime", ["sd.cpp"])
+@pytest.mark.parametrize("runtime", ["sd.cpp", "invokeai"])
 def test_every_model_of_a_table_is_a_family_and_every_class_of_the_adapters_a_model(
     known: Knowledge, runtime: str
 ) -> None:
@@ -120,7 +158,7 @@ def test_every_model_of_a_table_is_a_family_and_every_class_of_the_adapters_a_mo
     classes = {e["class"] for e in models.values() if "class" in e}
     classes |= {str(known.family(f)["runtimes"][runtime]["class"]) for f in known.members()
                 if (known.family(f).get("runtimes") or {}).get(runtime)}  # fmt: skip
-    assert {c for entry in table["classes"] for c in entry["classes"]} <= classes
+    assert {c for entry in table.get("classes") or () for c in entry["classes"]} <= classes
     loader = Loader(runtime, known.runtime(runtime))
     reference = loader.table["reference"]["version"]
     since = {e["since"] for e in models.values() if e.get("since")}
