@@ -27,6 +27,8 @@ WARNED, REPEATED = 0.8, 0.6
 BEFORE, AFTER, NEAR = 30, 40, 6_000
 #: A text of so few lines is a complaint and no log: what it speaks of counts, where no message is known.
 SHORT = 8
+#: An exception without words is told by the last lines of its traceback.
+LAST = 8
 #: In a text of so few lines each one is what is asked about.
 FEW = 3
 _DIGITS = re.compile(r"\d+")
@@ -69,6 +71,8 @@ def diagnose(
     lines = _of_trouble(lines, entries)
     plain = [e for e in compiled if not e.topic]
     best = _best(lines, [e for e in plain if e.silent] if ended and not short else plain, known)
+    if not best and not ended and (frames := [x for x in lines if x.frame][-LAST:]):
+        best = _best([x._replace(trouble=True) for x in frames], plain, known)
     if not best and not ended:
         best = _best([x for x in lines if short or x.raised], [e for e in compiled if e.topic], known)
     found = [f for f in findings if f.level != "info"]

@@ -119,3 +119,12 @@ def test_the_traceback_tells_which_part_ran_and_the_start_of_the_log_does_not() 
 def test_what_torch_says_ended_the_run_also_without_the_name_of_an_exception() -> None:
     warning = "WARNING: no CLIP/text encoder weights in checkpoint, the text encoder model will not be loaded.\n"
     assert api.diagnose(NOISE + warning + MESSAGE.partition(": ")[2])[0].rule == "vae/latent-channels"
+
+
+def test_an_exception_without_words_is_told_by_its_traceback() -> None:
+    frames = "".join(f'  File "/x/a{i}.py", line {i}, in f\n    return f(x)\n' for i in range(9))
+    last = '  File "/x/insightface/app/face_analysis.py", line 43, in __init__\n    assert "detection" in self.models\n'
+    assert (
+        api.diagnose(f"Traceback (most recent call last):\n{frames}{last}AssertionError")[0].rule
+        == "adapter/image-encoder"
+    )
