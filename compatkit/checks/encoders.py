@@ -9,7 +9,7 @@ from compatkit.checks import routing
 from compatkit.checks.junctions import junction_fields
 from compatkit.checks.loaders import Loader
 from compatkit.checks.parts import Part, known_families, of_role, title_of, to_get
-from compatkit.checks.slots import Seating, candidates, seat, slot_fields, slots_of
+from compatkit.checks.slots import Seating, candidates, seat, slot_fields, slots_of, total
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
 
@@ -243,9 +243,13 @@ def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, 
     any_of = required and not seating.given and bool(seating.slots) and all(s.optional for s in seating.slots)
     missing = seating.slots if any_of else missing
     usual = routing.usual_type(seating.card, builder.loaders[0].name) if builder.loaders else None
+    alone, takes = _alone(diffusion, seating)
     values = {
         "diffusion": {**fields, "clip_type": usual},
+        "junction": junction_fields(seating.card, "context_dim", diffusion, takes) if takes else {},
         "set": {
+            "alone": alone,
+            "takes": takes,
             "encoders": len(seating.given),
             "missing": [title_of(builder.rules, s.kinds[0]) for s in missing],
             "missing_kinds": [s.kinds[0] for s in missing],
@@ -257,3 +261,12 @@ def _set(builder: Builder, diffusion: Part, seating: Seating, fields: dict[str, 
     }
     indexes = (diffusion.index, *(p.index for p in seating.given))
     builder.add(Subject("set", indexes, values))
+
+
+def _alone(diffusion: Part, seating: Seating) -> tuple[int | None, int | None]:
+    """Width of the one encoder given, and what the model's text input takes, where that is not joined."""
+    given = [i for i, p in seating.filled.items() if not p.bundled]
+    inputs = [i for i, slot in enumerate(seating.slots) if slot.into == "context_dim"]
+    if len(given) != 1 or len(seating.given) != 1 or len(inputs) != 1 or given[0] in inputs:
+        return None, None
+    return seating.filled[given[0]].number("width"), total(diffusion, seating, inputs[0])

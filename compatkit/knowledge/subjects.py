@@ -281,8 +281,11 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     "ear": {"taker": _TAKER, "ear": _GIVER, "junction": JUNCTION, "loader": LOADER},
     "set": {
         "diffusion": DIFFUSION,
+        "junction": JUNCTION,
         "set": _fields(
             encoders=(0, "encoders given for this model"),
+            alone=(None, "width of the one encoder given, where the model's text input is another's"),
+            takes=(None, "width of that text input"),
             missing=([], "names of the required encoders that are not there"),
             missing_kinds=([], "their ids"),
             to_get=([], "their names, with the files and the places where they are published"),
