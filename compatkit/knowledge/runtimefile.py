@@ -145,7 +145,7 @@ def _layouts(file: RuleFile, layouts: Mapping[str, Any]) -> None:
             if isinstance(families, Mapping) and set(families) == {"known"}:
                 continue
             if not isinstance(families, list) and families not in ("all", "none"):
-                raise file.error(("layouts", role, layout), "all, none, or a list of families (or {known: such a list})")
+                raise file.error(("layouts", role, layout), "all, none, or a list of families, also under 'known'")
 
 
 def _types(file: RuleFile, data: Mapping[str, Any]) -> None:
