@@ -48,6 +48,7 @@ FLUX = ["single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_
         ("flux_dev", FLUX, AB, "heuristics", 0),
         ("flux_dev", ["diffusion_model.double_blocks.0.img_attn.proj"], AB, "", 1),
         ("flux_dev", ["diffusion_model.double_blocks.0.img_attn.proj"], UD, "Unsupported lora format", 0),
+        ("flux_dev", ["double_blocks.0.processor.proj_lora1"], ("down.weight", "up.weight"), "", 1),
         ("flux2_klein_4b", ["transformer.transformer_blocks.0.ff.linear_in"], AB, "", 1),
         ("flux2_klein_4b", ["base_model.model.double_blocks.0.img_attn.proj"], AB, "", 1),
         ("flux2_klein_4b", ["diffusion_model.double_blocks.0.img_attn.proj"], AB, "", 0),
