@@ -11,6 +11,8 @@ from compatkit.vocabulary import Finding, NotChecked, Verdict
 
 #: Roles that need no family: identified to their architecture is identified.
 _ARCHITECTURE_ENOUGH = frozenset({"llm", "upscaler", "embedding"})
+#: They work on pictures, and no other model of a set has to fit them.
+_APART = frozenset({"detector", "other"})
 _JUDGED = frozenset({"diffusion", "text_encoder", "vae", "lora", "clip_vision", "audio_encoder", "mmproj", *ROLES})
 
 #: Checks that do not exist yet: id, roles they would look at, settings they would read, and why.
@@ -86,7 +88,7 @@ def pending(every: Sequence[Part], settings: Mapping[str, str]) -> list[NotCheck
             out.append(NotChecked(rule, f"{why} ({', '.join(given)} not read)" if given else why))
     # An adapter beside a base is a pair that some check ought to compare.
     for part in every:
-        if part.role in _JUDGED or part.role in _ARCHITECTURE_ENOUGH or part.role == "unknown":
+        if part.role in _JUDGED or part.role in _ARCHITECTURE_ENOUGH or part.role in _APART or part.role == "unknown":
             continue
         rule = "adapter/match"
         why = f"{part.fields['name']}: how a {label(part.role)} fits its base is not compared yet"

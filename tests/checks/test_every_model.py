@@ -98,3 +98,9 @@ def test_a_layout_of_which_little_is_known_holds_up_only_whom_asked(
     report = judge(Stack(tuple(parts), runtimes), load())
     assert report.verdict == verdict
     assert any("layout" in n.why for n in report.not_checked)
+
+
+def test_what_works_on_pictures_needs_no_base() -> None:
+    """A background remover beside a model, and the VAE of another space by which that model is shown a picture."""
+    parts = [part for family in ("triposplat", "flux2_vae", "birefnet") for part in components(family)]
+    assert judge(Stack(tuple(parts)), load()).verdict == "pass"
