@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from compatkit.checks import adapters, attachments, declared, encoders, loading, policy, vaes, workflow
 from compatkit.checks import verdict as verdicts
-from compatkit.checks.evaluate import applies, finding, satisfied
+from compatkit.checks.evaluate import applies, finding, replaces, satisfied
 from compatkit.checks.loaders import Loader, known_to, loaders
 from compatkit.checks.parts import Part, label, parts
 from compatkit.checks.subject import Builder, Subject
@@ -41,6 +41,9 @@ _WITH = {
     "budget": "storage",
 }
 _WITH |= dict.fromkeys(("load", "node", "prompt", "vision"), "run")
+
+#: Subjects that are one file by itself.
+_OF_ONE_FILE = ("file", "component", "loading", "declared")
 
 #: Findings of one rule that a report lists.
 MOST_OF_A_RULE = 50
@@ -91,6 +94,7 @@ def judged(builder: Builder, stack: Stack, rules: Mapping[str, Mapping[str, Any]
     """The report that these rules make of what was collected. `pending`: also name the checks that do not exist yet."""
     every = builder.parts
     findings, checked, not_checked = evaluated(builder, rules.values())
+    findings = [replace(f, fix="") if _of_what_goes(f, rules, builder.replaced) else f for f in findings]
     found = sorted(_merged(findings), key=lambda f: (LEVELS.index(f.level), f.rule, f.components))
     unread = [n for part in every for n in part.component.not_checked]
     nowhere = {n.rule for n in unread if all(any(m.rule == n.rule for m in p.component.not_checked) for p in every)}
@@ -157,6 +161,8 @@ def evaluated(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], l
                 ran = True
                 if not satisfied(rule, values):
                     findings.append(finding(rule, subject, _assumed(builder, subject)))
+                    goes = replaces(rule, subject) if findings[-1].level == "error" else None
+                    builder.replaced.update(() if goes is None else (goes,))
             except CelError as e:
                 where = rule.get("source_file", "the rule")
                 not_checked.append(NotChecked(name, f"the rule itself is at fault ({where}): {e.message}", blocks=True))
@@ -166,6 +172,12 @@ def evaluated(builder: Builder, rules: Any) -> tuple[list[Finding], list[str], l
                 checked.append(name)
     findings += [_file_finding(builder, s, checked) for s in builder.subjects.get("file", [])]
     return findings, checked, not_checked
+
+
+def _of_what_goes(one: Finding, rules: Mapping[str, Mapping[str, Any]], replaced: Collection[int]) -> bool:
+    """Whether a finding is about how one file is stored, and another finding puts another file in its place."""
+    kind = rules[one.rule]["binds"] if one.rule in rules else "file"
+    return kind in _OF_ONE_FILE and bool(one.components) and set(one.components) <= set(replaced)
 
 
 def _assumed(builder: Builder, subject: Subject) -> list[str]:
@@ -248,5 +260,6 @@ def _roles(builder: Builder) -> None:
             why = f"no {label(role)} was identified, and one file was not identified at all"
             builder.stuck("role", why, blocks=True)
             continue
-        values = {"role": {"name": role, "label": label(role), "present": role in have}}
+        get = vaes.to_complete(builder) if role == "vae" else []
+        values = {"role": {"name": role, "label": label(role), "present": role in have, "to_get": get}}
         builder.add(Subject("role", (), values))

@@ -39,6 +39,13 @@ def finding(rule: Mapping[str, Any], subject: Subject, assumed: Sequence[str] = 
     )
 
 
+def replaces(rule: Mapping[str, Any], subject: Subject) -> int | None:
+    """The component whose place another file takes, if the user does what the rule's fix says."""
+    if not subject.components or not _condition(rule.get("replaces", False), subject.plain()):
+        return None
+    return subject.components[-1]
+
+
 def level_of(rule: Mapping[str, Any], values: Mapping[str, Any]) -> Level:
     """The rule's level, or the milder one where its condition holds."""
     milder = rule.get("milder")

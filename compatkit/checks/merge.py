@@ -140,7 +140,10 @@ def _findings(stacks: Sequence[Stack], reports: Sequence[Report]) -> list[Findin
         for finding in report.findings:
             moved = replace(finding, components=tuple(index[i] for i in finding.components))
             key = (moved.rule, moved.level, moved.components, moved.message)
-            found.setdefault(key, (moved, []))[1].append(label)
+            told, labels = found.setdefault(key, (moved, []))
+            labels.append(label)
+            if moved.fix and not told.fix:  # for this sampler the file stays
+                found[key] = (moved, labels)
     samplers = {s.wiring.sampler.label for s in stacks if s.wiring}
     out = []
     for finding, labels in found.values():

@@ -62,6 +62,14 @@ def to_get(rules: Rules, family: str) -> str:
     return f"{title}: {file} of huggingface.co/{repository}"
 
 
+def vae_of(card: Mapping[str, Any], space: str, rules: Rules) -> str:
+    """The VAE to get for a model's latents of this space: the one published for that model, else the space's own."""
+    named = (card.get("latent") or {}).get("vae")
+    if named and rules.has_family(named) and (rules.family(named).get("latent") or {}).get("space") == space:
+        return str(named)
+    return f"{space}_vae"
+
+
 def known_families(component: Component, rules: Rules) -> list[str]:
     """The families of a component that the rules have a card for."""
     return [f for f in component.families if rules.has_family(f)]

@@ -36,7 +36,8 @@ class Builder(Struct):
     """Collects subjects, and the reasons why some checks have none.
 
     `seatings` (by diffusion model, who stands in which encoder slot) and `coverages` (base, LoRA, loader, what is
-    loaded of it) are what the dry run needs of the way there.
+    loaded of it) are what the dry run needs of the way there. `replaced` are components in whose place a
+    finding's fix puts another file.
     """
 
     parts: Sequence[Part]
@@ -54,6 +55,7 @@ class Builder(Struct):
     adapters: list[dict[str, Any]] = field(default_factory=list)
     coverages: list[Any] = field(default_factory=list)
     seatings: dict[int, Any] = field(default_factory=dict)
+    replaced: set[int] = field(default_factory=set)
 
     def add(self, subject: Subject) -> None:
         """One more subject."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compatkit.checks.junctions import junction_fields
-from compatkit.checks.parts import Part, known_families, of_role, title_of, to_get
+from compatkit.checks.parts import Part, known_families, of_role, title_of, to_get, vae_of
 from compatkit.checks.subject import Builder, Subject
 from compatkit.knowledge.protocol import Rules
 
@@ -58,6 +58,7 @@ def _pair(builder: Builder, diffusion: Part, vae: Part, ours: dict[str, Any], th
     ours = dict(_meant_for(theirs, ours, diffusion))
     common = [s for s in ours["spaces"] if s in theirs["spaces"]]
     _sizes(ours, diffusion)
+    right = [vae_of(diffusion.card, s, builder.rules) for s in ours["spaces"]]
     for loader in builder.loaders:
         values = {
             "vae": theirs,
@@ -65,13 +66,22 @@ def _pair(builder: Builder, diffusion: Part, vae: Part, ours: dict[str, Any], th
             "pair": {
                 "common": common,
                 "readings": list(dict.fromkeys([*ours["spaces"], *theirs["spaces"]])),
-                "right": [title_of(builder.rules, f"{s}_vae") for s in ours["spaces"]],
-                "to_get": [to_get(builder.rules, f"{s}_vae") for s in ours["spaces"]],
+                "right": [title_of(builder.rules, v) for v in right],
+                "to_get": [to_get(builder.rules, v) for v in right],
             },
             "junction": junction_fields(vae.card, "latent_in", vae, theirs["channels"]),
             "loader": loader.fields(),
         }
         builder.add(Subject("vae", (diffusion.index, vae.index), values, loader))
+
+
+def to_complete(builder: Builder) -> list[str]:
+    """The VAEs that the diffusion models of a set without one want, with the places where they are published."""
+    out = []
+    for diffusion in of_role(builder.parts, "diffusion"):
+        if not (diffusion.card.get("latent") or {}).get("unused"):
+            out += [vae_of(diffusion.card, s, builder.rules) for s in _side(diffusion, builder.rules)["spaces"]]
+    return [to_get(builder.rules, v) for v in dict.fromkeys(out) if builder.rules.has_family(v)]
 
 
 def _side(part: Part, rules: Rules) -> dict[str, Any]:

@@ -15,7 +15,9 @@
         references: [{what: …, ref: …}]
         examples: {fail: [{encoder: {…}, mention: ["2304"]}], pass: […]}
 
-`milder: {when: CEL, level: …}` gives a lower level where its condition holds.
+`milder: {when: CEL, level: …}` gives a lower level where its condition holds. `replaces: CEL` (or true): where it
+holds, the fix puts another file in the place of the last one that the finding is about; what else is wrong with the
+file that goes is told with no fix of its own.
 `message`, `fix` and each of `predicts` is a text, or a list of `{when: CEL, text: …}` of which the first that holds is
 used. The variables and fields that expressions see stand in `subjects.SUBJECTS`.
 """
@@ -32,8 +34,8 @@ from compatkit.knowledge.yamlfile import RuleFile, nearest
 from compatkit.vocabulary import LEVELS
 
 _KEYS = (
-    "id", "level", "milder", "title", "binds", "when", "require", "message", "predicts", "fix", "evidence", "why",
-    "references", "examples",
+    "id", "level", "milder", "title", "binds", "when", "require", "message", "predicts", "fix", "replaces", "evidence",
+    "why", "references", "examples",
 )  # fmt: skip
 #: A `file` rule documents findings whose texts the readers write.
 _NEEDED = {"file": ("id", "level", "title", "binds", "why")}
@@ -93,7 +95,7 @@ def _entry(file: RuleFile, where: Where, entry: Any) -> dict[str, Any]:
         _compile(file, path, binds, expression, offset)
     _references(file, where, entry)
     _examples(file, where, entry, binds)
-    return {"source_file": str(file.path), **_plain(entry)}
+    return {"source_file": file.told, **_plain(entry)}
 
 
 def _text(file: RuleFile, where: Where, entry: Mapping[str, Any], key: str) -> str:
@@ -105,7 +107,7 @@ def _text(file: RuleFile, where: Where, entry: Mapping[str, Any], key: str) -> s
 
 def _expressions(file: RuleFile, where: Where, entry: Mapping[str, Any]) -> Iterator[tuple[Where, str, bool]]:
     """Every expression of a rule: where it stands, its text, and whether it must be a condition."""
-    for key in ("when", "require"):
+    for key in ("when", "require", "replaces"):
         if key in entry:
             if not isinstance(entry[key], (str, bool)):
                 raise file.error((*where, key), f"{key!r} is a CEL expression in one text")

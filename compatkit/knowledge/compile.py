@@ -62,6 +62,8 @@ class Sources:
 
     def _add(self, root: Path, path: Path, *, own: bool) -> None:
         file = load(path)
+        if own:  # an installed compatkit names the file in its own rules, not where it lay on the machine that built it
+            file.shown = f"rules/{path.relative_to(root).as_posix()}"
         kind = path.relative_to(root).parts[0]
         if not own and path.parent == root and path.stem not in self.tables and path.stem != "parts":
             if not (isinstance(file.data, dict) and set(file.data) == {"checks"}):

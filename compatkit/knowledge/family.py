@@ -78,6 +78,7 @@ INNER: dict[str, tuple[type, ...]] = {
 }
 LATENT_KEYS = (
     "space",
+    "vae",
     "channels",
     "ndim",
     "downscale",
@@ -239,7 +240,7 @@ def compile_family(
     facts = {k: _expression(file, ("facts", k), v) for k, v in (data.get("facts") or {}).items()}
     where, conditions = _where(file, data)
     card = {k: v for k, v in data.items() if k in CARD_KEYS and k != "facts"}
-    card["source_file"] = str(file.path)
+    card["source_file"] = file.told
     return Family(
         id=data["id"],
         path=file.path,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 #: Raised when the compiled form changes, so that an old one is rebuilt.
-FORMAT = 42
+FORMAT = 43
 
 
 def stamp(root: Path) -> list[list[Any]]:

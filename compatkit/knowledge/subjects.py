@@ -334,7 +334,13 @@ SUBJECTS: dict[str, dict[str, dict[str, Field]]] = {
     **WORKFLOW,
     "role": {
         "role": _fields(
-            name=("", "a role the user requires"), label=("", "in words"), present=(True, "whether the set has it")
+            name=("", "a role the user requires"),
+            label=("", "in words"),
+            present=(True, "whether the set has it"),
+            to_get=(
+                [],
+                "what the models of the set want there, with the files and the places where they are published",
+            ),
         ),
     },
 }

@@ -35,6 +35,12 @@ class RuleFile:
 
     def __init__(self, path: Path, data: Any, positions: Positions) -> None:
         self.path, self.data, self.positions = path, data, positions
+        self.shown = ""
+
+    @property
+    def told(self) -> str:
+        """How people are told of it: `shown`, or the path where nothing else is given."""
+        return self.shown or str(self.path)
 
     def error(self, where: tuple[Hashable, ...], message: str) -> RuleFileError:
         """An error at `where`, or at the closest enclosing value whose position is known."""

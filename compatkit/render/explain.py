@@ -28,8 +28,8 @@ def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
         out += ["", paint("How it decides", "bold")]
         out += _code("applies when", rule.get("when"))
         out += _code("must hold", rule.get("require"))
-        written = str(rule.get("source_file") or "a rule file").replace("\\", "/")
-        out.append(f"  written in {'/'.join(written.split('/')[-3:])}")
+        written = str(rule.get("source_file") or "a rule file")
+        out.append(f"  written in {written}")
     out += _references(rule.get("references") or rule.get("sources") or [])
     return "\n".join(out) + "\n"
 

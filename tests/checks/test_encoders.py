@@ -114,7 +114,9 @@ def test_no_encoder_is_no_fault_unless_one_is_required() -> None:
     assert not any(n.blocks for n in report.not_checked)
     required = check(component("z_image_turbo"), component("flux1_vae"), require=["text_encoder"])
     assert rules_of(required, "error") == ["encoder/missing"]
-    assert rules_of(check(component("z_image_turbo"), require=["vae", "diffusion"]), "error") == ["component/missing"]
+    bare = check(component("z_image_turbo"), require=["vae", "diffusion"])
+    assert rules_of(bare, "error") == ["component/missing"]
+    assert bare.findings[0].fix == "Add the FLUX.1 VAE (ae)."
 
 
 def test_an_encoder_alone_is_not_judged_against_anything() -> None:

@@ -31,6 +31,17 @@ def test_the_encoder_of_another_family_fails_with_both_widths_and_the_error() ->
     assert report.headline == "fail (diffusion, text encoder, vae)"
 
 
+def test_a_file_that_must_be_replaced_gets_no_second_fix_for_how_it_is_stored() -> None:
+    wrong = gguf("gemma2_2b", "gemma2")
+    report = check(gguf(Z, "lumina2"), wrong, component("flux1_vae"), runtime=OLD_GGUF, clip_type="lumina2")
+    assert rules_of(report, "error") == ["encoder/width", "loader/arch-unsupported"]
+    assert [bool(f.fix) for f in report.findings if f.level == "error"] == [True, False]
+    right = check(gguf(Z, "lumina2"), gguf("qwen3_4b", "gemma2"), runtime=OLD_GGUF, clip_type="lumina2")
+    assert [f.fix for f in right.findings if f.rule == "loader/arch-unsupported"] == [
+        "Use the safetensors file of the same model."
+    ]
+
+
 def test_an_encoder_no_runtime_knows_is_compared_by_its_hidden_size() -> None:
     report = check(component(Z), component("gemma2_9b"), component("flux1_vae"), clip_type="lumina2")
     assert rules_of(report, "error") == ["encoder/width"]
@@ -53,7 +64,7 @@ def test_an_architecture_is_refused_by_an_old_loader_and_accepted_by_a_new_one()
     assert rules_of(old, "error") == ["encoder/kind", "loader/arch-unsupported"]
     finding = old.findings[1]
     assert finding.predicts["comfyui"] == "Unexpected text model architecture type in GGUF file: 'gemma3'"
-    assert "6ea2651e" in finding.fix
+    assert "6ea2651e" in finding.message  # the fix is that of encoder/kind: another file
     new = check(*parts, runtime=("comfyui-gguf@6ea2651e",))
     assert rules_of(new, "error") == ["encoder/kind"]
     unnamed = check(*parts)

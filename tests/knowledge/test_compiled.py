@@ -55,6 +55,15 @@ def test_the_first_load_compiles_and_the_second_only_reads(root: Path, monkeypat
     assert bytes_of(root / ".compiled") == before
 
 
+def test_our_rules_name_their_file_from_the_rules_folder_and_those_of_users_by_their_path(
+    root: Path, tmp_path: Path
+) -> None:
+    mine = write_rules(tmp_path / "mine", {"families/vae/mine.yaml": OTHER.replace("other", "mine")})
+    both = store.Knowledge(compile_documents([root, mine]))
+    assert both.family("other")["source_file"] == "rules/families/vae/other.yaml"
+    assert both.family("mine")["source_file"] == str(mine / "families/vae/mine.yaml")
+
+
 def test_what_is_read_back_is_what_was_compiled(root: Path) -> None:
     memory = store.Knowledge(compile_documents([root]))
     disk = fresh(root)
