@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -15,6 +16,8 @@ Scalar = Callable[[Tensor], bytes]
 _FORMATS = {"F32": "<f", "F16": "<e", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B", "I8": "<b"}
 #: alpha / rank beyond these is no strength that anything was trained at: the widest in use are 1 / 256 and 8.
 LEAST, MOST = 1 / 1024, 16.0
+#: Modules of a file, and bytes of each of their matrices, that tell a file from a hole.
+_LOOKED, _START = 2, 256
 #: Algorithms whose scale is alpha / rank in every loader.
 _SCALED = ("product", "hadamard")
 
@@ -34,7 +37,7 @@ def alpha_facts(
 ) -> dict[str, Any]:
     """What the alphas say: alpha / rank from least to most, and the modules whose alpha is no number, 0, or far off.
 
-    A file whose alphas are all zero may be a hole, and says nothing of them.
+    A file whose alphas are all zero may be a hole: they count only where its matrices hold something.
     """
     scales: list[float] = []
     broken: list[str] = []
@@ -57,7 +60,7 @@ def alpha_facts(
             scales.append(found / rank)
             if not LEAST <= abs(found / rank) <= MOST:
                 far.append(module)
-    if not scales and not broken:
+    if not scales and not broken and not (zero and _filled(modules, tensors, read)):
         return {}
     facts: dict[str, Any] = {}
     if scales:
@@ -66,6 +69,13 @@ def alpha_facts(
         if found_:
             facts[name], facts[f"{name}_first"] = len(found_), found_[0]
     return facts
+
+
+def _filled(modules: Mapping[str, Sequence[Key]], tensors: Mapping[str, Tensor], read: Scalar) -> bool:
+    """Whether the start of one of the first matrices is anything but zeros."""
+    names = [k.name for keys in islice(modules.values(), _LOOKED) for k in keys if k.sense.algorithm]
+    starts = (tensors[n]._replace(nbytes=min(_START, tensors[n].nbytes)) for n in names if tensors[n].offset)
+    return any(any(read(start)) for start in starts)
 
 
 def _rank(keys: Sequence[Key], tensors: Mapping[str, Tensor], spelled: Spellings) -> int | None:

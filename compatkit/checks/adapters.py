@@ -332,30 +332,20 @@ def _fit_fields(
         "later": later,
         "refused": found.refused,
         "loads_as": base.runtime_class(loader.name) or "",
-        "convert": _command(builder, lora, part, base, found, spelled, table),
+        "convert": _conversion(builder, lora, part, base, found, spelled, table),
         "conversion": found.conversion,
     }
 
 
-def _command(
+def _conversion(
     builder: Builder, lora: Part, part: Part, base: Base, found: Coverage, spelled: Spellings, table: Mapping[str, Any]
 ) -> str:
-    """The `compatkit convert` that writes it as this runtime reads it; "" where nothing is lost by its names, or they
-    are those of another model."""
-    if not table.get("writes") or not (found.reasons["module"] or found.ignored or found.refused or _alpha_apart(lora)):
+    """The `compatkit convert` that helps; "" where nothing is lost by the LoRA's names, or none does."""
+    if not (found.reasons["module"] or found.ignored or found.refused or _alpha_apart(lora)):
         return ""
-    from shlex import quote
+    from compatkit.checks.conversion import command  # the names of every layout: for LoRAs that lose something
 
-    from compatkit.adapters.speller import Speller
-
-    speller = Speller(base, builder.rules, spelled)
-    modules = {k.module for k in spelled.keys(lora.component.tensors)[0] if k.sense.algorithm}
-    if not all(speller.find(m) for m in modules):
-        return ""
-    source, to = lora.component.source, str(table["writes"])
-    stem = source.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or "lora"
-    words = ("compatkit", "convert", source, "--to", to, "--base", part.component.source, "-o")
-    return " ".join(quote(w) for w in (*words, f"{stem}-{to}.safetensors"))
+    return command(builder.rules, lora, part, base, found, spelled, table, _alpha_apart(lora))
 
 
 def _encoder_modules(found: Coverage, spelled: Spellings, lora: Part) -> int:

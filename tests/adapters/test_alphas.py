@@ -24,13 +24,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lora(
-    folder: Path, alpha: Callable[[int], float], metadata: dict[str, str] | None = None, dtype: type = np.float32
+    folder: Path,
+    alpha: Callable[[int], float],
+    metadata: dict[str, str] | None = None,
+    dtype: type = np.float32,
+    fill: float = 1,
 ) -> Path:
     arrays = {}
     for layer in range(6):
         module = f"lora_unet_layers_{layer}_feed_forward_w1"
-        arrays[f"{module}.lora_down.weight"] = np.ones((8, 3840), np.float16)
-        arrays[f"{module}.lora_up.weight"] = np.ones((10240, 8), np.float16)
+        arrays[f"{module}.lora_down.weight"] = np.full((8, 3840), fill, np.float16)
+        arrays[f"{module}.lora_up.weight"] = np.full((10240, 8), fill, np.float16)
         arrays[f"{module}.alpha"] = np.array(alpha(layer), dtype)
     save_file(arrays, folder / "lora.safetensors", metadata or {})
     return folder / "lora.safetensors"
@@ -40,6 +44,7 @@ CASES: dict[str, tuple[Callable[[int], float], str, str]] = {
     "NaN in one module": (lambda n: float("nan") if n == 3 else 8, "error", "1 of 6"),
     "infinite": (lambda n: float("inf"), "error", "6 of 6"),
     "zero in two": (lambda n: 0 if n < 2 else 8, "warning", "2 of 6"),
+    "zero in all": (lambda n: 0, "warning", "6 of 6"),
     "a thousand times the rank": (lambda n: 8000, "warning", "1000"),
 }
 
@@ -63,7 +68,7 @@ def test_alphas_in_use_are_no_finding(base: Path, tmp_path: Path, alpha: float) 
 
 
 def test_a_file_whose_alphas_are_all_zero_may_be_a_hole(base: Path, tmp_path: Path) -> None:
-    report = compatkit.check([base, lora(tmp_path, lambda n: 0)])
+    report = compatkit.check([base, lora(tmp_path, lambda n: 0, fill=0)])
     assert not [f for f in report.findings if f.rule == "lora/alpha"]
 
 
