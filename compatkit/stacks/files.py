@@ -35,11 +35,12 @@ ROLES = (
 
 
 class Request(Struct, frozen=True):
-    """One source as the user named it: where, as which role, taken for which family."""
+    """One source as the user named it: where, as which role, taken for which family; `times`: how often by hand."""
 
     source: str
     role: str | None = None
     assume: str | None = None
+    times: int = 1
 
 
 def parse_request(text: str) -> Request:
@@ -73,17 +74,18 @@ def _refuse_unsupported(source: str) -> None:
         )
 
 
-def _once(every: Sequence[Request]) -> list[Request]:
-    """The requests without those for a file that was named before, in the same role."""
-    seen: set[tuple[str, str | None, str | None]] = set()
-    out = []
-    for request in every:
+def _once(texts: Sequence[str | Request]) -> list[Request]:
+    """The requests, those for one file in one role as one."""
+    out: dict[tuple[str, str | None, str | None], Request] = {}
+    for text in texts:
+        request = text if isinstance(text, Request) else parse_request(text)
         same = request.source if is_remote(request.source) else os.path.realpath(request.source)
         key = (same, request.role, request.assume)
-        if key not in seen:
-            seen.add(key)
-            out.append(request)
-    return out
+        if key not in out:
+            out[key] = request
+        elif isinstance(text, str):  # the nodes of a workflow may load a file as often as they like
+            out[key] = replace(out[key], times=out[key].times + 1)
+    return list(out.values())
 
 
 def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledge: Knowledge) -> list[Request]:
@@ -92,7 +94,7 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
     Raises:
         SourceError: an assumption names a file that is not among the sources, or a family nobody knows.
     """
-    parsed = _once([t if isinstance(t, Request) else parse_request(t) for t in texts])
+    parsed = _once(texts)
     out = dict(enumerate(parsed))
     for r in parsed:
         if r.assume and not knowledge.has_family(r.assume):
@@ -110,7 +112,7 @@ def requests(texts: Sequence[str | Request], assume: Mapping[str, str], knowledg
         if not hits:
             raise SourceError(f"--assume: {shown(file)} is not among the sources")
         for i in hits:
-            out[i] = Request(parsed[i].source, parsed[i].role, family)
+            out[i] = replace(parsed[i], assume=family)
     return list(out.values())
 
 
@@ -130,7 +132,13 @@ def opened(
     if isinstance(place, Folder):
         return _folder(request, place, knowledge, headers_only, network)
     with place:
-        return _file(request, place, knowledge, headers_only, network)
+        first, *others = _file(request, place, knowledge, headers_only, network)
+    if request.times > 1:
+        message = f"{shown(request.source)} is named {request.times} times and counts once"
+        fix = "Name the file that was meant, if another one was; a copy under another name counts by itself."
+        twice = FileProblem("file/twice", message, fix, {"times": request.times}, "info")
+        first = replace(first, problems=(*first.problems, twice))
+    return [first, *others]
 
 
 def _file(

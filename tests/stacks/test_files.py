@@ -41,6 +41,14 @@ def test_a_file_in_a_role_it_does_not_have(encoder: Path) -> None:
     assert api.check([f"text_encoder={encoder}"]).verdict == "pass"
 
 
+def test_a_file_named_twice_counts_once_and_is_said(encoder: Path) -> None:
+    report = api.check([str(encoder), f"{encoder.parent}/./{encoder.name}"])
+    assert len(report.components) == 1
+    (finding,) = [f for f in report.findings if f.rule == "file/twice"]
+    assert (finding.level, finding.evidence) == ("info", {"times": 2})
+    assert not [f for f in api.check([str(encoder)]).findings if f.rule == "file/twice"]
+
+
 def test_assumptions_must_name_a_source_and_a_family() -> None:
     knowledge = load()
     assert requests(["d/a.gguf"], {"a.gguf": "sdxl"}, knowledge)[0].assume == "sdxl"
