@@ -90,7 +90,7 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
         if strange := [e.fields["name"] for e in eyes if e.component.family is None]:
             builder.stuck(sense, f"{strange[0]} could not be identified", blocks=True)
         junction = junction_fields(part.card, str(entry["into"]), part, wanted)
-        read = (entry.get("reads") or {}).get(junction.get("module"))
+        read = read_output(entry, junction)
         found = [(eye, gives(eye, entry, wanted, builder.rules, read)) for eye in eyes if eye.component.family]
         # One that fits is enough, and what the check then looked at.
         fitting = [(eye, (fits, wanted, kind)) for eye, (fits, _, kind) in found if fits]
@@ -109,6 +109,11 @@ def _senses(builder: Builder, sense: str, role: str, key: str) -> None:
             }
             for loader in builder.loaders:
                 builder.add(Subject(sense, (part.index, eye.index), {**values, "loader": loader.fields()}, loader))
+
+
+def read_output(entry: Mapping[str, Any], junction: Mapping[str, Any]) -> str | None:
+    """The output of an image encoder that the module of a junction reads, where it is known: hidden or width."""
+    return (entry.get("reads") or {}).get(junction.get("module"))
 
 
 def gives(

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compatkit.adapters.coverage import Coverage, Mismatch
-from compatkit.checks.attachments import gives
+from compatkit.checks.attachments import gives, read_output
+from compatkit.checks.junctions import junction_fields
 from compatkit.checks.loaders import Loader, at_least
 from compatkit.checks.parts import Part, label, of_role
 from compatkit.checks.subject import Builder, Subject
@@ -156,7 +157,8 @@ class _Meetings(Features):
                 wanted = taker.number(into)
                 if not seen or wanted is None:
                     continue
-                widths = [(eye, *gives(eye, entry, wanted, self.builder.rules)) for eye in seen]
+                read = read_output(entry, junction_fields(taker.card, into, taker, wanted))
+                widths = [(eye, *gives(eye, entry, wanted, self.builder.rules, read)) for eye in seen]
                 fit = next((w for w in widths if w[1]), None)
                 for eye, fits, width, _ in [fit] if fit else widths:
                     self._eye(taker, into, eye, wanted if fits else width)
