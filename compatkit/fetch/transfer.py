@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -27,6 +28,9 @@ PIECE = 16 << 20
 #: Tries without a new byte before a file is given up; it stays resumable.
 TRIES = 5
 _SLOW_START = 0.3
+#: Bytes per second below which a file does not move; one that does not move is given up after so many of the seconds
+#: that one request has (COMPATKIT_TIMEOUT), however often the server sends a little.
+CRAWL, PATIENCE = 1024, 3
 #: Answers that another try does not change.
 _FINAL = ("file/not-found", "file/gated", "file/no-range", "file/offline")
 _MODELS = (".safetensors", ".sft", ".gguf")
@@ -92,8 +96,17 @@ def fetch(placed: Placed, network: Network, progress: Progress, stopped: Callabl
                 os.unlink(part)
             if not again:
                 raise SourceError(f"{shown(shown_name(placed.file.source))}: {e}; nothing was put in place") from None
+        finally:
+            _no_empty(part)
     os.replace(part, placed.path)
     _sync_folder(os.path.dirname(placed.path) or ".")
+
+
+def _no_empty(part: str) -> None:
+    """Leave nothing behind of a file of which there was nothing to be had."""
+    with contextlib.suppress(OSError):
+        if os.stat(part).st_size == 0:
+            os.unlink(part)
 
 
 def had(placed: Placed) -> int:
@@ -114,36 +127,44 @@ def _of_hub(placed: Placed) -> Address | None:
 
 def _grow(placed: Placed, part: str, network: Network, progress: Progress, stopped: Callable[[], bool]) -> None:
     f = placed.file
-    with open(part, "ab") as out:
-        have = out.tell()
-        if have > f.size:
-            out.truncate(0)
-            have = 0
-        progress(have)
-        if have == f.size:
-            return
-        read, close = _reader(placed, network)
-        try:
-            tries = 0
+    read, close, seconds = _reader(placed, network)  # which says when the source is not what was locked
+    try:
+        with open(part, "ab") as out:
+            have = out.tell()
+            if have > f.size:
+                out.truncate(0)
+                have = 0
+            progress(have)
+            tries, moved, since = 0, time.monotonic(), have
             while have < f.size:
                 if stopped():
                     raise SourceError(f"{shown(placed.file.name)} is not complete; run the same command again")
                 try:
                     data = read(have, min(PIECE, f.size - have))
+                    if not data:
+                        raise SourceError(f"{shown(shown_name(f.source))} ends at byte {have:,}; {f.size:,} are locked")
                 except SourceError as e:
                     tries += 1
-                    if tries >= TRIES or (e.problem and e.problem.rule in _FINAL):
+                    late = time.monotonic() - moved > PATIENCE * seconds
+                    if tries >= TRIES or late or (e.problem and e.problem.rule in _FINAL):
                         raise
                     time.sleep(_SLOW_START * 2**tries)
                     continue
-                tries = 0
                 _write(out, data, placed)
                 have += len(data)
                 progress(len(data))
-        finally:
-            close()
-        out.flush()
-        os.fsync(out.fileno())
+                now = time.monotonic()
+                if have - since >= CRAWL * (now - moved):
+                    tries, moved, since = 0, now, have
+                elif have < f.size and now - moved > PATIENCE * seconds:
+                    raise SourceError(
+                        f"{shown(shown_name(f.source))} could not be read: the server sends too slowly "
+                        f"({have - since:,} bytes in {now - moved:.0f} seconds)"
+                    )
+            out.flush()
+            os.fsync(out.fileno())
+    finally:
+        close()
 
 
 def _write(out: Any, data: bytes, placed: Placed) -> None:
@@ -184,11 +205,26 @@ def _is_model(placed: Placed, path: str = "") -> str | None:
     return None
 
 
-def _reader(placed: Placed, network: Network) -> tuple[Reader, Callable[[], None]]:
+def _reader(placed: Placed, network: Network) -> tuple[Reader, Callable[[], None], float]:
+    """What reads the file, what ends that, and the seconds that one read may take.
+
+    Raises:
+        Wrong: the file has another size than was locked, where that can be said before a byte is read.
+    """
     text = placed.file.source
     if not is_remote(text):
         source = LocalSource(text)
-        return source.read, source.close
+        if source.size != placed.file.size:
+            source.close()
+            raise Wrong(f"it has {source.size:,} bytes now; {placed.file.size:,} are locked")
+
+        def piece(offset: int, length: int) -> bytes:
+            try:
+                return source.read(offset, length)
+            except HeaderError as e:
+                raise SourceError(str(e), e.problem) from None
+
+        return piece, source.close, math.inf
     from compatkit.sources.address import parse
 
     address = parse(text)
@@ -197,8 +233,13 @@ def _reader(placed: Placed, network: Network) -> tuple[Reader, Callable[[], None
 
         network.allow(address.name)
         fs, path = filesystem(address.url)
-        return lambda at, n: asked(network, address.name, lambda: fs.cat_file(path, start=at, end=at + n)), _nothing
-    return _Http(network, address.name, address.url, "", placed, lambda head: None), _nothing
+        size = asked(network, address.name, lambda: fs.size(path))
+        if size is not None and size != placed.file.size:
+            raise Wrong(f"it has {size:,} bytes now; {placed.file.size:,} are locked")
+        read: Reader = lambda at, n: asked(network, address.name, lambda: fs.cat_file(path, start=at, end=at + n))  # noqa: E731
+        return read, _nothing, math.inf
+    http = _Http(network, address.name, address.url, "", placed, lambda head: None)
+    return http, _nothing, network.client(address.name).total
 
 
 def _nothing() -> None:

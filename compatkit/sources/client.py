@@ -118,14 +118,19 @@ class Client:
         self._tls: ssl.SSLContext | None = None
         self.closed = False
 
-    def get(self, url: str, headers: Mapping[str, str], plan: Plan, token: str = "") -> Answer:
+    def get(
+        self, url: str, headers: Mapping[str, str], plan: Plan, token: str = "", deadline: float | None = None
+    ) -> Answer:
         """Gets `url`, with retries and redirects. `token` goes to the origin of `url` and nowhere else.
+
+        `deadline`, on the clock of `time.monotonic`, is for a request that goes on where others broke off; every byte
+        that comes moves it, at the rate `SLOWEST`.
 
         Raises:
             ClientError: there was no answer at all, or one that leads nowhere. An error status is an answer.
         """
-        start = time.monotonic()
-        deadline = start + self.total
+        if deadline is None:
+            deadline = time.monotonic() + self.total
         error: ClientError | None = None
         answer: Answer | None = None
         for attempt in range(ATTEMPTS):
@@ -200,6 +205,7 @@ class Client:
                         connection.request(
                             "GET", _target(parts, connection), headers=self._headers(headers, connection)
                         )
+                        sock = connection.sock  # let go of where the answer ends the connection
                         response = connection.getresponse()
                 except (OSError, http.client.HTTPException, ValueError) as e:
                     self._drop(connection)
@@ -208,7 +214,7 @@ class Client:
                         continue
                     raise self._explained(e, parts, deadline) from None
                 try:
-                    return self._body(connection, key, response, plan, url, deadline)
+                    return self._body(connection, sock, key, response, plan, url, deadline)
                 finally:
                     with self._lock:
                         self._busy.discard(connection)
@@ -216,6 +222,7 @@ class Client:
     def _body(
         self,
         connection: http.client.HTTPConnection,
+        sock: socket.socket,
         key: tuple[str, str, int],
         response: http.client.HTTPResponse,
         plan: Plan,
@@ -227,25 +234,38 @@ class Client:
             fields.setdefault(name.lower(), value.strip())
         head = Head(response.status, fields, url)
         wanted = max(0, plan(head))
-        deadline += wanted / SLOWEST
         pieces, left, cut = [], wanted, ""
+
+        def piece(most: int) -> bytes:
+            if response.isclosed():
+                return b""
+            sock.settimeout(max(0.05, min(self.silence, deadline - time.monotonic())))
+            data = response.read1(min(most, _PIECE))
+            self.counters.add(received=len(data))
+            return data
+
         try:
             while left:
-                piece = response.read1(min(left, _PIECE))
-                if not piece:
+                data = piece(left)
+                if not data:
                     if response.length:  # http.client counts down what was promised
                         cut = "the server closed the connection early"
                     break
-                self.counters.add(received=len(piece))
-                pieces.append(piece)
-                left -= len(piece)
+                pieces.append(data)
+                left -= len(data)
+                deadline += len(data) / SLOWEST
                 if left and time.monotonic() > deadline:
                     cut = "the server sends too slowly"
                     break
             if not cut and not response.isclosed() and (response.length or 0) <= _DRAIN and response.length is not None:
-                self.counters.add(received=len(response.read()))
+                while response.length and time.monotonic() < deadline and piece(_DRAIN):
+                    pass
+                if not response.length:
+                    response.read()  # nothing more; it notices its end
         except (OSError, ValueError) as e:
-            cut = cut or ("the server fell silent" if isinstance(e, TimeoutError) else "the connection broke")
+            slow = pieces and time.monotonic() >= deadline
+            late = "the server sends too slowly" if slow else "the server fell silent"
+            cut = cut or (late if isinstance(e, TimeoutError) else "the connection broke")
         except Exception as e:  # http.client's own, such as a wrong length of a chunk
             cut = cut or f"the server broke off its answer ({type(e).__name__})"
         whole = response.isclosed() and not cut

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from compatkit.sources.address import redacted
-from compatkit.sources.client import Answer, ClientError, Head, origin
+from compatkit.sources.client import SLOWEST, Answer, ClientError, Head, origin
 from compatkit.sources.naming import counted
 from compatkit.sources.ranged import FIRST, LARGEST, RangedSource
 from compatkit.sources.trouble import trouble
@@ -128,7 +129,9 @@ class HttpSource(RangedSource):
             self._first(answer, 1)
             return
         self._entry = None
-        self._first(self._get(0, self._start), self._start)
+        deadline = time.monotonic() + self.network.client(self.name).total
+        answer = self._get(0, self._start, deadline=deadline)
+        self._first(answer, self._start, deadline + len(answer.body) / SLOWEST)
 
     @staticmethod
     def _conditions(entry: Entry) -> dict[str, str]:
@@ -150,8 +153,11 @@ class HttpSource(RangedSource):
         self.size, self.etag, self.modified, self.spans = entry.size, entry.etag, entry.modified, entry.spans
         self._kept = entry.spans.total
 
-    def _get(self, start: int, end: int, conditions: Mapping[str, str] | None = None) -> Answer:
+    def _get(
+        self, start: int, end: int, conditions: Mapping[str, str] | None = None, deadline: float | None = None
+    ) -> Answer:
         client = self.network.client(self.name)
+        deadline = time.monotonic() + client.total if deadline is None else deadline
         headers = {} if self._most else {"Range": f"bytes={start}-{end - 1}"}
         headers |= conditions or {}
 
@@ -171,11 +177,11 @@ class HttpSource(RangedSource):
         try:
             answer = None
             if self._direct:
-                answer = client.get(self._direct, headers, plan)
+                answer = client.get(self._direct, headers, plan, deadline=deadline)
                 if answer.head.status in (401, 403, 404, 410):  # a signed link that has run out
                     self._direct, answer = "", None
             if answer is None:
-                answer = client.get(self.url, headers, plan, self.token())
+                answer = client.get(self.url, headers, plan, self.token(), deadline)
                 for hop in answer.hops:
                     self.learn(hop)
                 if origin(answer.head.url) != origin(self.url):
@@ -188,7 +194,7 @@ class HttpSource(RangedSource):
             raise self._refused(answer.head)
         return answer
 
-    def _first(self, answer: Answer, asked: int) -> None:
+    def _first(self, answer: Answer, asked: int, deadline: float | None = None) -> None:
         """Takes the size and the first bytes from the answer to the first request."""
         head = answer.head
         self.etag = self.etag or head.headers.get("etag", "")
@@ -210,7 +216,7 @@ class HttpSource(RangedSource):
         self.spans.add(0, answer.body)
         want = min(self._start if asked > 1 else 1, total)
         if len(answer.body) < want:
-            self._fetch(len(answer.body), want, answer.cut)
+            self._fetch(len(answer.body), want, answer.cut, deadline)
 
     def _whole(self, answer: Answer) -> None:
         """A server that sent the whole file: believed if it was small and came to its end."""
@@ -258,10 +264,17 @@ class HttpSource(RangedSource):
             )
         return total
 
-    def _fetch(self, start: int, end: int, why: str = "") -> None:
-        """Brings the bytes `start … end` in, in as few requests as the server allows, none of them twice."""
+    def _fetch(self, start: int, end: int, why: str = "", deadline: float | None = None) -> None:
+        """Brings the bytes `start … end` in, in as few requests as the server allows, none of them twice.
+
+        All of them together have the time of one: only what comes earns more.
+        """
+        if deadline is None:
+            deadline = time.monotonic() + self.network.client(self.name).total
         for _ in range(_RESUMES + (end - start) // _PROGRESS):
-            answer = self._get(start, end)
+            if why and time.monotonic() >= deadline:
+                break
+            answer = self._get(start, end, deadline=deadline)
             head = answer.head
             if head.status != 206:
                 if head.status == 416:
@@ -272,6 +285,7 @@ class HttpSource(RangedSource):
                 raise self._changed()
             self.spans.add(start, answer.body)
             start += len(answer.body)
+            deadline += len(answer.body) / SLOWEST
             if start >= end:
                 return
             why = answer.cut or "the server sends less than was asked for"

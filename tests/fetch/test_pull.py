@@ -278,6 +278,44 @@ def test_a_link_that_is_gone_is_said_at_once(served: Path, files: Lock, tmp_path
     assert "404" in outcome.failed[0]
 
 
+def test_nothing_is_left_of_a_file_that_is_not_there(served: Path, files: Lock, tmp_path: Path) -> None:
+    def page(handler: Handler, request: Request) -> None:
+        handler.reply(request, 404 if request.path == "a.bin" else 200, {}, b"<html>log in</html>")
+
+    with Server(page) as server:
+        assert len(run(files(server.url), tmp_path).failed) == 2
+    assert not list((tmp_path / "to").glob(".*.part"))
+
+
+@pytest.mark.parametrize("size", [SIZE - 100_000, SIZE + 100_000])
+def test_a_source_here_of_another_size_is_refused(served: Path, files: Lock, tmp_path: Path, size: int) -> None:
+    todo = files(lambda name: str(served / name), sha256=False)
+    os.truncate(served / "a.bin", size)
+    outcome = run(todo, tmp_path)
+    assert in_place(tmp_path) == ["b.bin"]
+    assert f"{size:,} bytes now; {SIZE:,} are locked" in outcome.failed[0]
+    assert not list((tmp_path / "to").glob(".*.part"))
+
+
+def test_a_file_that_crawls_is_given_up(served: Path, files: Lock, tmp_path: Path) -> None:
+    def answer(handler: Handler, request: Request) -> None:
+        start = int(request.range.removeprefix("bytes=").partition("-")[0])
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
+        handler.send_header("Content-Length", str(SIZE - start))
+        handler.end_headers()
+        for _ in range(300):
+            handler.wfile.write(b"1234567890")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    with Server(answer) as server, Network(seconds=0.5) as network:
+        begun = time.monotonic()
+        outcome = pull(files(server.url), str(tmp_path / "to"), network)
+        assert time.monotonic() - begun < 15  # and not for as long as something comes
+    assert all("too slowly" in line for line in outcome.failed)
+
+
 def test_files_of_the_hub_with_a_token_for_it_alone(
     served: Path, files: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -267,6 +268,29 @@ def test_a_server_that_is_busy_once_is_asked_again(tmp_path: Path, network: Netw
     with Server(answer) as server, Network(seconds=5) as patient, HttpSource(patient, server.url("x.safetensors")) as s:
         assert len(open_header(s).tensors) == 10
     assert patient.requests == 2
+
+
+@pytest.mark.parametrize("pause", [0.05, 30.0])
+def test_a_server_that_sends_a_little_for_ever_is_given_up(tmp_path: Path, pause: float) -> None:
+    release = threading.Event()
+
+    def answer(handler: Handler, request: Request) -> None:
+        first, _, last = request.range.removeprefix("bytes=").partition("-")
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {first}-{last}/{1 << 20}")
+        handler.send_header("Content-Length", str(int(last) - int(first) + 1))
+        handler.end_headers()
+        while not release.wait(pause):
+            handler.wfile.write(b"1234567890")
+            handler.wfile.flush()
+
+    begun = time.monotonic()
+    with Server(answer) as server, Network(seconds=1) as hasty:
+        with pytest.raises(SourceError, match="could not be read"):
+            HttpSource(hasty, server.url("x.safetensors"))
+        took = time.monotonic() - begun
+        release.set()
+    assert took < 2.9  # all resumes together
 
 
 def test_what_was_cut_off_is_resumed_not_repeated(tmp_path: Path, network: Network) -> None:
