@@ -28,6 +28,9 @@ _PENDING: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
 #: Settings that a user may give although no check reads them yet.
 UNREAD_SETTINGS = frozenset(key for _, _, keys, _ in _PENDING for key in keys)
 
+#: Why a check that does not exist yet is missing, by its id.
+PENDING_WHY = {rule: why for rule, _, _, why in _PENDING}
+
 
 def identified(part: Part) -> bool:
     """Whether it is known what a component is."""

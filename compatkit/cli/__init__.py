@@ -23,7 +23,7 @@ COMMANDS = {
     "init": "Write a stack.toml for a set of files.",
     "lock": "Pin a stack.toml that passes: commits, sizes, checksums.",
     "pull": "Download what a stack.lock pins, verify it, put it in place.",
-    "explain": "Explain a rule or a model family.",
+    "explain": "Explain a rule, a model family, or an error text.",
     "rules": "List, test or draft rules.",
     "schema": "Print the JSON Schema of the reports.",
     "cache": "Show or clear what was read of remote files.",

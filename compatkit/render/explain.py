@@ -10,6 +10,7 @@ from compatkit.render.style import LEVEL_COLOUR, Paint, line, safe
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
+    from compatkit.vocabulary import Finding
 
 _WIDTH = 100
 #: Causes shown; the JSON holds all.
@@ -21,7 +22,7 @@ def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
     out = [f"{paint(rule['id'], 'bold')}  {paint(rule['level'], LEVEL_COLOUR[rule['level']])}  {rule['title']}", ""]
     out += _paragraph(rule.get("why", ""))
     examples = rule.get("examples") or {}
-    out += _said(rule, examples["fail"][0], paint) if examples.get("fail") else []
+    out += _said(rule, paint)
     for row in (examples.get("pass") or [])[:1]:
         out += ["", paint("It says nothing of", "bold"), *_facts(rule, row)]
     if rule.get("require") is not None:
@@ -34,16 +35,26 @@ def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
     return "\n".join(out) + "\n"
 
 
-def _said(rule: Mapping[str, Any], example: Mapping[str, Any], paint: Paint) -> Iterator[str]:
-    """The finding that a rule makes of one of its own examples, as a report shows it."""
+def as_said(rule: Mapping[str, Any]) -> Finding | None:
+    """The finding that a rule makes of the first of its own examples that fail; a `file` rule's texts are not its own."""
     from compatkit.checks.evaluate import finding
     from compatkit.checks.subject import Subject
     from compatkit.knowledge.subjects import SUBJECTS
 
+    examples = (rule.get("examples") or {}).get("fail")
+    if not examples or "message" not in rule:
+        return None
     kind = str(rule["binds"])
-    given = {k: v for k, v in example.items() if k != "mention"}
+    given = {k: v for k, v in examples[0].items() if k != "mention"}
     values = {**given, **{k: _named(k, given.get(k, {}), kind) for k in (*SUBJECTS.get(kind, {}), *given)}}
-    found = finding(rule, Subject(str(rule["binds"]), (0,), values))
+    return finding(rule, Subject(kind, (0,), values))
+
+
+def _said(rule: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    """The finding that a rule makes of one of its own examples, as a report shows it."""
+    found = as_said(rule)
+    if found is None:
+        return
     yield ""
     yield f"{paint('Of a set that fails it says', 'bold')} ({found.level})"
     yield from _indented(found.message)

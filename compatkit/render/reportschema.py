@@ -41,6 +41,64 @@ _HEADER = _closed(
     {"source": {"type": "string"}, "sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}},
 )
 
+_LEVEL = {"enum": ["error", "warning", "info"]}
+_TEXT = {"type": "string"}
+_LISTED = {"type": "array", "items": _closed({"id": _TEXT, "level": _LEVEL, "title": _TEXT})}
+_KNOWN = _closed(
+    {
+        "entry": _TEXT | {"description": "the entry of rules/errors"},
+        "title": _TEXT,
+        "patterns": _STRINGS | {"description": "regular expressions of the messages"},
+        "message": _TEXT,
+        "fix": _TEXT,
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+    }
+)
+_EXAMPLE = {
+    "type": "object",
+    "description": "what the rule says of a set that fails; empty where its texts are the readers'",
+    "properties": {"message": _TEXT, "predicts": _TEXTS, "fix": _TEXT},
+    "additionalProperties": False,
+}
+_NAMED = {
+    "rule": _closed(
+        {
+            "id": _TEXT,
+            "level": _LEVEL,
+            "title": _TEXT,
+            "why": _TEXT,
+            "binds": _TEXT,
+            "when": _TEXT | {"description": "CEL; empty: always"},
+            "require": _TEXT,
+            "example": _EXAMPLE,
+            "written_in": _TEXT,
+            "references": {"type": "array", "items": {"type": "object"}},
+        }
+    ),
+    "family": _closed(
+        {
+            "id": _TEXT,
+            "title": _TEXT,
+            "role": _TEXT,
+            "card": {"type": "object", "description": "what its file says of it, as docs/grammar.md spells it"},
+            "where": {"type": "object", "description": "the sizes that tell it from others"},
+            "layouts": _STRINGS,
+            "written_in": _TEXT,
+        }
+    ),
+    "cause": _closed({"id": _TEXT, "not_checked": _TEXT, "known": {"type": "array", "items": _KNOWN}}),
+    "group": _closed({"id": _TEXT, "rules": _LISTED, "causes": _STRINGS}),
+}
+_DESCRIBED = {
+    "type": "object",
+    "description": "`explain` of a name: one of rule, family, cause (of error texts; no check finds it) and group",
+    "properties": {**_HEAD, **_NAMED},
+    "required": ["tool", "version"],
+    "minProperties": 3,
+    "maxProperties": 3,
+    "additionalProperties": False,
+}
+
 
 def definitions() -> dict[str, Any]:
     """`$defs` for the whole schema; those of `check` are referred to."""
@@ -84,6 +142,7 @@ def definitions() -> dict[str, Any]:
     return {
         "cause": _CAUSE,
         "explain": _closed({**_HEAD, "causes": causes, "log": log}),
+        "described": _DESCRIBED,
         "report": _closed(report),
         "diff": _closed(difference),
         "convert": _closed(converted),

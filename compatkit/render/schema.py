@@ -266,7 +266,7 @@ _SERVER = {
 }  # fmt: skip
 
 
-_KINDS = ("check", "inspect", "explain", "report", "diff", "cache", "convert", "refused")
+_KINDS = ("check", "inspect", "explain", "described", "report", "diff", "cache", "convert", "refused")
 
 
 def schema() -> dict[str, Any]:

@@ -60,8 +60,8 @@ def ran(
     texts = _texts(report.components, sources)
     members, missing = _members(report, texts)
     if not any(m["role"] != "lora" for m in members):
-        why = "nothing in the set can be run: no text encoder, diffusion model or VAE whose family is known"
-        return merged(report, (), (), [*missing, NotChecked(_FORWARD, why)])
+        why = "the set has no text encoder, diffusion model or VAE whose family is known"
+        return merged(report, (), (), [*missing, NotChecked(_FORWARD, f"nothing was run: {why}", blocks=True)])
     events: list[Mapping[str, Any]] = []
     job = {
         "do": "forward", "members": members, "rules": [str(r) for r in rules], "offline": offline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,67 @@ def test_every_rule_can_be_explained() -> None:
         text = rule_text(rule, Paint(False))
         assert "{{" not in text, rule["id"]
         assert " ()" not in text.split("How it decides")[0], rule["id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("encoder/width", "rule"), ("file/truncated", "rule"), ("z_image_turbo", "family"), ("host/memory", "cause"),
+     ("lora", "group"), ("host", "group")],
+)  # fmt: skip
+def test_explain_of_a_name_as_json(run: Run, name: str, kind: str) -> None:
+    import jsonschema
+
+    from compatkit.render.schema import schema
+
+    done = run("explain", name, "--format", "json")
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    jsonschema.validate(told, schema())
+    assert told[kind]["id"] == name
+
+
+def test_every_cause_of_a_message_can_be_explained_in_its_own_words() -> None:
+    from compatkit.knowledge.store import load
+    from compatkit.render.described import cause_text, causes, look_up
+    from compatkit.render.style import Paint
+
+    knowledge = load()
+    checks = [str(c["id"]) for c in knowledge.checks()]
+    known = causes(knowledge)
+    assert known["host/memory"]
+    for rule, rows in known.items():
+        found = look_up(rule, checks, knowledge.members(), known)
+        assert found is not None
+        assert found.kind == ("rule" if rule in checks else "cause")
+        text = cause_text(rule, rows, Paint(False))
+        assert rows[0]["fix"].split()[0] in text
+        assert not re.search(r"\(\?|\\|\.\*", text), text  # no regular expressions
+
+
+def test_explain_tells_what_is_known_of_a_cause_without_a_check(run: Run) -> None:
+    done = run("explain", "host/memory")
+    assert done.returncode == 0
+    for said in ("no check finds it yet", "memory is not estimated yet", "smaller quantisation", "> out of memory"):
+        assert said in done.stdout
+
+
+def test_explain_of_a_group_lists_its_rules_and_causes(run: Run) -> None:
+    text = run("explain", "workflow").stdout
+    assert "workflow/latent " in text
+    assert "workflow/size " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"), [("zimage", "z_image_turbo"), ("ZImage", "z_image_base"), ("wan", "wan21_vae")]
+)
+def test_explain_offers_names_that_hold_what_was_typed(run: Run, name: str, offered: str) -> None:
+    done = run("explain", name)
+    assert done.returncode == 2
+    assert offered in done.stderr
+
+
+def test_explain_takes_a_family_in_any_spelling_of_its_id(run: Run) -> None:
+    assert run("explain", "Z-Image-Turbo").stdout.startswith("z_image_turbo")
 
 
 def test_explain_of_an_unknown_name_offers_the_nearest(run: Run) -> None:

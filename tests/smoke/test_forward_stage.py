@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from benchmarks import weights as made
 from compatkit import api
@@ -125,3 +126,13 @@ def test_a_device_that_is_none_is_refused_with_a_sentence(vae: Path, device: str
     done = CliRunner().invoke(command, [str(vae), "--device", device])
     assert done.exit_code == 2
     assert "is no device: write cpu, cuda or cuda:N" in done.output
+
+
+def test_a_set_of_which_nothing_could_be_run_is_no_pass(vae: Path) -> None:
+    report = api.check([str(vae)], full=True)
+    (component,) = report.components
+    alone = replace(report, components=(replace(component, role="lora", family=None),))
+    assert alone.verdict == "pass"
+    told = ran.ran(alone, [str(vae)], load(), session.Limits(), ran.Run())
+    assert told.verdict == "unknown"
+    assert any(n.why.startswith("nothing was run") for n in told.not_checked)
