@@ -148,6 +148,7 @@ def _part(index: int, c: Component, rules: Rules, bundled: bool, beside: Sequenc
         "architecture": architecture(c),
         "size": human(c.size),
         "parameters": c.parameters,
+        "empty": not c.tensors,
         "facts": dict(c.facts),
         "missing": len(c.missing),
         "first_missing": list(c.missing[:_FIRST]),

@@ -11,10 +11,12 @@ from compatkit.cli.options import (
     headers_only_option,
     network_options,
     only,
-    output_options,
+    output_formats,
     rules_option,
     workflow_options,
 )
+
+_FORMATS = ("text", "json", "markdown")
 
 
 @click.command("inspect")
@@ -22,7 +24,7 @@ from compatkit.cli.options import (
 @workflow_options
 @network_options
 @headers_only_option
-@output_options
+@output_formats(*_FORMATS)
 @rules_option
 def command(
     sources: tuple[str, ...],
@@ -47,7 +49,7 @@ def command(
     from compatkit import api
     from compatkit.render import document
 
-    only(("text", "json", "markdown"), "inspect", format_, outputs)
+    only(_FORMATS, "inspect", format_, outputs)
     components, unreachable = api.inspect_all(
         sources,
         rules=rules,

@@ -24,12 +24,6 @@ _SUFFIXES = {
 }
 
 
-def _format(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in FORMATS:
-        raise click.UsageError(f"--format is one of {', '.join(FORMATS)}, not {value!r}.", ctx)
-    return value
-
-
 def _outputs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> list[tuple[str, str]]:
     out = []
     for path in value:
@@ -49,18 +43,35 @@ def only(formats: Sequence[str], command: str, format_: str, outputs: Sequence[t
 
 
 def output_options(command: F) -> F:
-    """--format, -o, --color, -v."""
-    for option in (
+    """--format, -o, --color, -v, with every format."""
+    return output_formats(*FORMATS)(command)
+
+
+def output_formats(*formats: str) -> Callable[[F], F]:
+    """--format, -o, --color, -v of a command that has these formats; it prints the first of them unless told."""
+    suffixes = [suffix for suffix, kind in _SUFFIXES.items() if kind in formats and suffix != ".markdown"]
+
+    def known(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        if value not in FORMATS:
+            raise click.UsageError(f"--format is one of {', '.join(formats)}, not {value!r}.", ctx)
+        return value
+
+    options = (
         click.option("-v", "--verbose", is_flag=True, help="Show everything that is known."),
         click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True),
         click.option("-o", "--output", "outputs", multiple=True, callback=_outputs, metavar="FILE",
-                     help="Also write the report there; the suffix (.json, .md, .html, .sarif, .xml, .txt)"
-                     " chooses the format. Repeatable."),
-        click.option("--format", "format_", default="text", callback=_format, metavar="|".join(FORMATS),
+                     help=f"Also write the report there; the suffix ({', '.join(suffixes)}) chooses the format."
+                     " Repeatable."),
+        click.option("--format", "format_", default=formats[0], callback=known, metavar="|".join(formats),
                      show_default=True, help="What standard output gets."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    )  # fmt: skip
+
+    def decorate(command: F) -> F:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def headers_only_option(command: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from compatkit.cli.options import deliver, network_options, only, output_options, rules_option
+from compatkit.cli.options import deliver, network_options, only, output_formats, rules_option
 
 if TYPE_CHECKING:
     from compatkit.render.redact import Redactor
@@ -49,7 +49,7 @@ _FORMATS = ("markdown", "html", "json")
 @click.option("--assume", "assumed", multiple=True, metavar="FILE=FAMILY", help="As in check.")
 @click.option("--require", "required", metavar="ROLE,…", help="As in check.")
 @network_options
-@output_options
+@output_formats(*_FORMATS)
 @rules_option
 def command(
     sources: tuple[str, ...],
@@ -95,7 +95,6 @@ def command(
     from compatkit.render.redact import Redactor
     from compatkit.render.style import basename
 
-    format_ = "markdown" if format_ == "text" else format_
     only(_FORMATS, "report", format_, outputs)
     catalogue(lang)  # a language that does not exist is refused before anything is read
     overrides = (templates,) if templates else ()

@@ -18,6 +18,8 @@ from compatkit.vocabulary import Candidate, Component, FileProblem, Header, Valu
 
 _EVIDENCE = 6
 _LISTED = 200
+#: What is said of a file whose header is whole and lists nothing.
+_NO_TENSORS = "the file holds no tensors"
 
 
 def build(
@@ -139,7 +141,7 @@ def unknown(
         metadata=header.metadata,
         runner_up=_candidate(nearest),
         problems=header.problems,
-        reason=_why_unknown(nearest),
+        reason=_why_unknown(nearest) if names else _NO_TENSORS,
         values_read=tuple(_markers_read(unpacked, "")),
     )
 

@@ -32,6 +32,7 @@ PART = fields(
     architecture=(None, "general.architecture of a GGUF"),
     size=("", "size on disk, in words"),
     parameters=(0, "number of parameters"),
+    empty=(False, "whether its header lists no tensors at all"),
     facts=({}, "solved symbols and facts of the family"),
     missing=(0, "tensors the family has and the file has not"),
     first_missing=([], "the first of them"),

@@ -93,7 +93,7 @@ def cause_text(rule: str, rows: Sequence[Mapping[str, Any]], paint: Paint) -> st
     if said:
         out += ["", paint("Messages that point to it", "bold")]
         out += [line for text in said[:_QUOTED] for line in _wrapped(f"> {text}", "  ")]
-    out += ["", f"`compatkit explain --log FILE {'SOURCE…'}` looks for it in a log."]
+    out += ["", "`compatkit explain --log FILE SOURCE…` looks for it in a log."]
     return "\n".join(out) + "\n"
 
 
@@ -143,6 +143,7 @@ def _wrapped(text: str, indent: str, hang: int = 2, lead: int = 0) -> list[str]:
 def rule_document(rule: Mapping[str, Any]) -> dict[str, Any]:
     """A rule as JSON: what it looks at and why, its condition, and what it says of its own first example that fails."""
     said = as_said(rule)
+    example = {"message": said.message, "predicts": dict(said.predicts), "fix": said.fix} if said else {}
     return _document(
         "rule",
         {
@@ -150,9 +151,7 @@ def rule_document(rule: Mapping[str, Any]) -> dict[str, Any]:
             "binds": rule["binds"],
             "when": _code(rule.get("when")),
             "require": _code(rule.get("require")),
-            "example": {}
-            if said is None
-            else {"message": said.message, "predicts": dict(said.predicts), "fix": said.fix},
+            "example": example,
             "written_in": str(rule.get("source_file", "")),
             "references": rule.get("references") or [],
         },

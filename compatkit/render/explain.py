@@ -36,7 +36,7 @@ def rule_text(rule: Mapping[str, Any], paint: Paint) -> str:
 
 
 def as_said(rule: Mapping[str, Any]) -> Finding | None:
-    """The finding that a rule makes of the first of its own examples that fail; a `file` rule's texts are not its own."""
+    """The finding that a rule makes of the first of its examples that fail; `file` rules have no texts of their own."""
     from compatkit.checks.evaluate import finding
     from compatkit.checks.subject import Subject
     from compatkit.knowledge.subjects import SUBJECTS

@@ -141,6 +141,32 @@ def test_explain_of_an_unknown_name_offers_the_nearest(run: Run) -> None:
     assert "encoder/width" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "inspect", "report", "dryrun", "smoke"])
+def test_help_lists_the_formats_that_a_command_has_and_no_other(
+    run: Run, model: Callable[..., Path], command: str
+) -> None:
+    from compatkit.cli.options import FORMATS
+
+    text = run(command, "--help").stdout
+    listed = re.search(r"--format (\S+)", text)
+    assert listed
+    names = listed[1].split("|")
+    assert f"[default: {names[0]}]" in " ".join(text.split())
+    if command in ("dryrun", "smoke"):
+        return
+    for name in FORMATS:
+        done = run(command, model("vae.safetensors", "flux1_vae"), "--format", name)
+        assert (done.returncode == 2) == (name not in names), name
+
+
+def test_a_file_of_no_tensors_is_called_that(run: Run, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "empty.safetensors", {})
+    for command in ("inspect", "check"):
+        text = run(command, "empty.safetensors").stdout
+        assert "the file holds no tensors" in text
+        assert "--assume" not in text
+
+
 def test_schema_is_valid(run: Run) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(run("schema").stdout))
 
