@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 #: PEFT puts the adapter's name, whatever it is, between the letter and `weight`.
 _NAMED = re.compile(r"\.(lora_[AB])\.([^.]+)\.weight\Z")
 _SEGMENTS = 4
+#: Endings are shorter.
+_SHORT = 40
 _WEAK = frozenset({".weight"})
 
 
@@ -84,10 +86,21 @@ class Spellings:
             for p in table.get("prefixes") or ()
         ]
         self.heads = tuple(p.prefix for p in self.prefixes)
+        self._tails: dict[str, tuple[str, Sense]] = {}
         self._last: tuple[Any, tuple[list[Key], list[str]]] | None = None
 
     def sense(self, name: str) -> tuple[str, Sense] | None:
         """(ending, what it says) of a name; the longest ending counts. None for a tensor of no adapter."""
+        tail = name[name.find(".") :]  # of joined names the ending itself: thousands have the same few
+        known = self._tails.get(tail)
+        if known is not None and not name.endswith(self.odd):
+            return known
+        found = self._sense(name)
+        if found is not None and len(tail) < _SHORT and not name.endswith(self.odd):
+            self._tails[tail] = found
+        return found
+
+    def _sense(self, name: str) -> tuple[str, Sense] | None:
         end, found = len(name), None
         for _ in range(_SEGMENTS):
             end = name.rfind(".", 0, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ ROLE = "lora"
 #: family explains it.
 SURE, MAYBE = 0.9, 0.2
 _EVIDENCE = 6
+#: Where a joined name goes from the run to the number of a block.
+_NUMBER = re.compile(r"_\d")
 _TITLED = 2
 
 
@@ -255,11 +258,8 @@ def _groups(modules: Mapping[str, Sequence[Key]], conventions: Mapping[str, Any]
         if convention.part != "model":
             group = "text_encoder" + convention.part[2:]
         elif convention.joined:
-            group = path
-            for i, ch in enumerate(path):
-                if ch.isdigit() and i and path[i - 1] == "_":
-                    group = path[: i - 1]
-                    break
+            number = _NUMBER.search(path)
+            group = path[: number.start()] if number else path
         else:
             group = path.partition(".")[0]
         counted[group] += len(keys)
