@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ def command(
     Exit codes: 0 written, 1 refused, 2 a wrong argument or no such file.
     """
     from compatkit.convert.cut import Refused
+    from compatkit.convert.place import Exists
     from compatkit.convert.run import convert
-    from compatkit.convert.write import Exists
     from compatkit.knowledge.store import load
     from compatkit.sources.naming import shown
     from compatkit.sources.open import Network
@@ -54,7 +56,7 @@ def command(
     if not output.lower().endswith((".safetensors", ".sft")):
         raise click.UsageError(f"-o {output}: a converted LoRA is a .safetensors file.")
     try:
-        with Network(offline=offline) as network:
+        with _ended_cleanly(), Network(offline=offline) as network:
             result = convert(lora, to=to, output=output, base=base, knowledge=load(rules), force=force, network=network)
     except Exists:
         raise click.UsageError(f"{shown(output)} is there already; --force replaces it.") from None
@@ -74,6 +76,27 @@ def command(
         click.echo(f"  {runtime} reads {read} of {keys} keys")
     for note in result.notes:
         click.echo(f"  note: {note}")
+
+
+@contextlib.contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Being told to end (SIGTERM, SIGHUP) removes what is half written, as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:
+        click.echo("Interrupted.", err=True)
+        raise SystemExit(128 + number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has reasons to ignore one
+            with contextlib.suppress(ValueError):  # only the first thread may
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def told(answer: Mapping[str, Any]) -> str:

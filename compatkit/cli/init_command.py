@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import rules_option, workflow_options
+from compatkit.cli.options import rules_option, workflow_options, write_file
 
 
 @click.command("init")
@@ -66,8 +66,5 @@ def command(
     if to_stdout:
         click.echo(document, nl=False)
         return
-    try:
-        output.write_text(document, encoding="utf-8")
-    except OSError as e:
-        raise click.UsageError(f"{output}: {e.strerror or e}.") from None
+    write_file(output, document)
     click.echo(f"{output}: {len(rows)} sources. Next: compatkit check {output}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from compatkit.cli.options import coloured
+from compatkit.cli.options import coloured, write_file
 
 
 @click.command("lock")
@@ -44,10 +44,7 @@ def command(stack: str, output: Path | None, hashing: bool, force: bool) -> None
     target = output or Path(stack).with_suffix(".lock")
     with Network() as network:
         locked = resolve.lock(parsed, report, network, hashing=hashing)
-    try:
-        target.write_text(lockfile.dump(locked, __version__, str(target.parent)), encoding="utf-8")
-    except OSError as e:
-        raise click.UsageError(f"{target}: {e.strerror or e}.") from None
+    write_file(target, lockfile.dump(locked, __version__, str(target.parent)))
     files = [f for s in locked.sources for f in s.files]
     hashed = sum(f.sha256 is not None for f in files)
     click.echo(f"{target}: {len(files)} files, {hashed} with a SHA-256; {report.headline}")

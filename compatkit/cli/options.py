@@ -148,15 +148,36 @@ def deliver(
     color: str,
     quiet: bool = False,
 ) -> None:
-    """Write one answer to every `-o` file and, unless `quiet`, to standard output. `render(kind, colour)` makes it."""
+    """Write one answer to every `-o` file and, unless `quiet`, to standard output. `render(kind, colour)` makes it.
+
+    A file that cannot be written is said after the answer, and ends the command with 2.
+    """
+    failed = []
     for path, kind in outputs:
         try:
-            Path(path).write_text(render(kind, False), encoding="utf-8", errors="backslashreplace")
-        except OSError as e:
-            raise click.UsageError(f"-o {path}: {e.strerror or e}.") from None
-    if quiet:
-        return
-    click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
+            write_file(path, render(kind, False), errors="backslashreplace")
+        except click.ClickException as e:
+            failed.append(f"-o {e.message}")
+    if not quiet:
+        click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
+    if failed:
+        raise click.ClickException(" ".join(failed))
+
+
+def write_file(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a file that the user named, whole or not at all.
+
+    Raises:
+        click.ClickException: it could not be written.
+    """
+    from compatkit.convert.place import replace_text
+
+    there = os.path.lexists(path)
+    try:
+        replace_text(Path(path), text, errors)
+    except OSError as e:
+        kept = "; the file that was there is unchanged" if there and Path(path).is_file() else ""
+        raise click.ClickException(f"{path}: {e.strerror or e}{kept}.") from None
 
 
 def step_summary(markdown: Callable[[], str]) -> None:

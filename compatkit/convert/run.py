@@ -21,6 +21,7 @@ from compatkit.convert import write
 from compatkit.convert.build import Builder
 from compatkit.convert.changes import OUTER_INNER, Adapter, Change, read_changes
 from compatkit.convert.cut import Refused
+from compatkit.convert.place import Exists, beside
 from compatkit.convert.plan import Target, plan
 from compatkit.convert.record import Record
 from compatkit.convert.values import Unreadable, Value, raw
@@ -88,7 +89,7 @@ def convert(
         OSError: it cannot be written.
     """
     if not force and os.path.lexists(output):
-        raise write.Exists(output)
+        raise Exists(output)
     spelled = spellings(knowledge.adapters("spellings"))
     source, config = _open(lora, network)
     with source:
@@ -104,13 +105,9 @@ def convert(
         held = base if isinstance(base, Base) else _base(base, component, knowledge, network)
         if not is_remote(lora):
             return _converted(source, header, component, config, held, to, output, force, knowledge, spelled)
-        path = write.spooled(source, str(Path(output).absolute().parent))
-    try:
-        with LocalSource(path) as copy:
+        with write.spooled(source, output) as path, LocalSource(path) as copy:
             header = open_header(copy)
             return _converted(copy, header, component, config, held, to, output, force, knowledge, spelled)
-    finally:
-        Path(path).unlink()
 
 
 def _open(lora: str, network: Network) -> tuple[Source, Mapping[str, Any] | None]:
@@ -250,7 +247,7 @@ class _Job(Struct):
         written = {t.module for t in targets}
         touched = {s.tensor for m in modules if m.name in written for s in (*(m.weight or ()), *(m.bias or ()))}
         metadata = self._metadata(adapter, back, touched)
-        with write.beside(result.output, force) as stream:
+        with beside(result.output, force) as stream:
             writer = write.Writer(stream, entries, metadata)
             again = Builder(style, targets, back, _magnitudes(spelled))
             for target in targets:

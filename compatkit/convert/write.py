@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compatkit.convert.place import reserved
 from compatkit.convert.values import Value
 from compatkit.headers.safetensors import BITS
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 _COPY = 8 << 20
 _ALIGN = 8
-
-
-class Exists(ValueError):
-    """There is a file of that name already."""
 
 
 class Entry(NamedTuple):
@@ -76,75 +71,13 @@ class Writer:
 
 
 @contextlib.contextmanager
-def beside(target: str, force: bool) -> Iterator[Any]:
-    """A file to write in the target's folder; in place when the block ends well, gone when it does not.
-
-    Raises:
-        Exists: the target is there and `force` was not given.
-        OSError: the folder cannot be written.
-    """
-    if not force and os.path.lexists(target):
-        raise Exists(target)
-    place = Path(target).absolute()
-    folder, name = str(place.parent), place.name
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:100]}.", suffix=".part")
-    path = Path(temporary)
-    try:
-        with path.open("wb") as stream:
-            os.close(handle)
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        _allow(path)
-        _place(path, place, force)
-        _settle(folder)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _allow(path: Path) -> None:
-    """The rights any new file would have: a temporary one is its owner's alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    with contextlib.suppress(OSError):
-        path.chmod(0o666 & ~mask)
-
-
-def _place(path: Path, target: Path, force: bool) -> None:
-    if force:
-        path.replace(target)
-        return
-    try:
-        os.link(path, target)  # fails where the name has been taken since, which a rename would not
-    except FileExistsError:
-        raise Exists(str(target)) from None
-    except OSError:  # a file system without links
-        if os.path.lexists(target):
-            raise Exists(str(target)) from None
-        path.replace(target)
-
-
-def _settle(folder: str) -> None:
-    """Make the new name survive a power cut, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def spooled(source: Source, folder: str) -> str:
-    """A copy of a file elsewhere, in pieces: its path. The caller removes it."""
-    handle, path = tempfile.mkstemp(dir=folder, prefix=".compatkit.", suffix=".part")
-    try:
+def spooled(source: Source, output: str) -> Iterator[str]:
+    """A copy of a file elsewhere, in the folder of the output: its path."""
+    with reserved(f"{output}.source") as (path, handle):
         with os.fdopen(handle, "wb") as stream:
             at = 0
             while at < source.size:
                 data = source.read(at, min(_COPY, source.size - at))
                 stream.write(data)
                 at += len(data)
-    except BaseException:
-        Path(path).unlink()
-        raise
-    return path
+        yield str(path)

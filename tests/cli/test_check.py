@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,6 +135,34 @@ def test_output_files_get_the_format_of_their_suffix(run: Run, right_set: list[P
     validate(json.loads((tmp_path / "r.json").read_text()), "check")
     assert (tmp_path / "r.md").read_text().startswith("**PASS**")
     assert (tmp_path / "r.txt").read_text().startswith("PASS")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
+def test_a_disk_that_is_full_keeps_the_old_file_and_the_verdict(wrong_set: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "known.json").write_text("old")
+    limit = "ulimit -f 1; trap '' XFSZ; exec"  # so no file grows beyond a kilobyte
+    for name in ("known.json", "new.json"):
+        command = f"{limit} {sys.executable} -m compatkit check {' '.join(map(str, wrong_set))} -o {name}"
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.startswith("FAIL")
+        assert done.returncode == 2
+        assert f"-o {name}: File too large" in done.stderr
+        assert "Usage" not in done.stderr
+    assert (tmp_path / "known.json").read_text() == "old"
+    assert not [p for p in tmp_path.iterdir() if p.name == "new.json" or p.name.startswith(".")]
+
+
+def test_what_is_no_plain_file_is_written_as_it_is(run: Run, right_set: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("there.json")
+    (tmp_path / "null.json").symlink_to("/dev/null")
+    assert run("check", *right_set, "-o", "link.json", "-o", "null.json").returncode == 0
+    assert (tmp_path / "link.json").is_symlink()
+    validate(json.loads((tmp_path / "there.json").read_text()), "check")
+    assert (tmp_path / "null.json").is_symlink()
 
 
 def test_colour_only_where_it_is_wanted(run: Run, right_set: list[Path]) -> None:

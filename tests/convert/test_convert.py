@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from safetensors import safe_open
 
 from compatkit.adapters.base import Base
 from compatkit.convert.cut import Refused
+from compatkit.convert.place import Exists, beside
 from compatkit.convert.record import KEY
 from compatkit.convert.run import convert
-from compatkit.convert.write import Exists
 from compatkit.knowledge.store import Knowledge, load
 from compatkit.sources.network import Network
 from compatkit.vocabulary import SourceError
@@ -310,20 +312,60 @@ def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
     """The output is put in place in one step: killed before it, the old file is whole."""
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"old")
+    with writing(out) as process:
+        process.send_signal(signal.SIGKILL)
+    assert out.read_bytes() == b"old"
+    assert len(listed(tmp_path)) == 2
+    with writing(out) as process:  # the next run's is the only one beside it
+        assert len(listed(tmp_path)) == 2
+        with beside(str(out), True) as stream:  # and one at the same time takes none away
+            stream.write(b"new")
+            assert len(listed(tmp_path)) == 3
+        assert len(listed(tmp_path)) == 2
+        process.send_signal(signal.SIGKILL)
+    with beside(str(out), True) as stream:
+        stream.write(b"newer")
+    assert out.read_bytes() == b"newer"
+    assert listed(tmp_path) == ["out.safetensors"]
+
+
+def test_being_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    with writing(tmp_path / "out.safetensors") as process:
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert listed(tmp_path) == []
+
+
+def test_what_is_left_under_two_names_is_not_written_to(tmp_path: Path) -> None:
+    """Killed between the link and the removal: the left-over is the good file."""
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"good")
+    os.link(out, tmp_path / ".out.safetensors.compatkit.part")
+    with beside(str(out), True) as stream:
+        stream.write(b"half")
+        stream.flush()
+        assert out.read_bytes() == b"good"
+    assert listed(tmp_path) == ["out.safetensors"]
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing a file, and its end."""
     code = f"""
-import time, sys
-from compatkit.convert import write
-with write.beside({str(out)!r}, True) as stream:
+import time
+from compatkit.cli.convert_command import _ended_cleanly
+from compatkit.convert.place import beside
+with _ended_cleanly(), beside({str(out)!r}, True) as stream:
     stream.write(b"x" * 1000); stream.flush(); print("writing", flush=True); time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "writing"
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    time.sleep(0.05)
-    assert out.read_bytes() == b"old"
-    assert all(n.startswith(".") or n == "out.safetensors" for n in listed(tmp_path))
+    try:
+        yield process
+        process.communicate(timeout=10)
+    finally:
+        process.kill()
 
 
 def test_a_file_elsewhere(known: Knowledge, flux: Base, tmp_path: Path) -> None:
