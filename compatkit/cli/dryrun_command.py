@@ -22,7 +22,7 @@ def command(sources: tuple[str, ...], forward: bool, **options: Any) -> None:
 
     Each text encoder's output goes into the model's text input, the latent into the VAE's first layers, a LoRA's change
     onto its weight: real operations on tensors that have the shapes of the headers and take no memory. What they raise
-    is what a user of this torch would see. Needs torch (pip install 'compatkit[torch]'), no GPU, and no weights: of
+    is what a user of this torch would see. Needs torch (pip install torch), no GPU, and no weights: of
     files elsewhere only headers are read. `check --dryrun` does this and the header checks.
 
     With --comfyui DIR the set goes through that ComfyUI's own loaders, sampler and VAE instead, still without weights,

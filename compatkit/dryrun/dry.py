@@ -4,6 +4,7 @@ memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from compatkit.vocabulary import NotChecked, Report, Stack
 
 #: What a probe can be about -> the kind of subject whose absence explains that there is none.
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _ABOUT = {"context": "encoder", "vae": "vae", "lora": "adapter", "adapter": "attachment"}
 
 
@@ -126,17 +128,25 @@ def _outcome(probe: Probe, result: Mapping[str, Any]) -> Outcome:
 def _environment(failure: str) -> Any:
     from compatkit.checks.subject import Subject
 
-    missing = failure.startswith("ModuleNotFoundError")
-    values = {"environment": {"ok": False, "missing": missing, "message": failure}}
+    module = _absent_module(failure)
+    values = {"environment": {"ok": False, "missing": bool(module), "module": module, "message": failure}}
     return Subject("environment", (), values)
+
+
+def _absent_module(failure: str) -> str:
+    """The package that is not there; "" where something else is wrong."""
+    found = _NO_MODULE.match(failure)
+    return found[1].partition(".")[0] if found else ""
 
 
 def _skipped(gaps: Sequence[Gap], unrun: Sequence[Probe], failure: str) -> list[NotChecked]:
     from compatkit.vocabulary import NotChecked
 
     out = [NotChecked(_rule(gap.about), gap.why, gap.blocks) for gap in gaps]
+    absent = _absent_module(failure)
+    why = f"{absent} is not installed" if absent else f"torch could not be used: {failure}"
     for about in dict.fromkeys(p.about for p in unrun):
-        out.append(NotChecked(_rule(about), f"torch could not be used: {failure}", blocks=True))
+        out.append(NotChecked(_rule(about), why, blocks=True))
     return out
 
 

@@ -60,7 +60,7 @@ def run(
 
 
 def _library(problem: str) -> str:
-    return f"whole models are run by their library's classes, but {problem} (pip install 'compatkit[smoke]')"
+    return f"whole models are run by their library's classes, but {problem} (pip install torch diffusers transformers)"
 
 
 def _given(part: Part, probes: Sequence[Probe]) -> dict[str, tuple[Part, int]]:

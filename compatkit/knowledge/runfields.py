@@ -43,6 +43,7 @@ AGREEMENT = fields(
 ENVIRONMENT = fields(
     ok=(True, "whether torch can be used"),
     missing=(False, "whether it is not installed"),
+    module=("", "the package that is not there"),
     message=("", "what importing it said"),
     comfyui=("", "the ComfyUI whose code was to run, empty without one"),
 )

@@ -119,7 +119,7 @@ def _look(outcome: Outcome, folder: Path | None) -> tuple[Any, str, str]:
         with Image.open(io.BytesIO(outcome.picture)) as image:
             return judge_picture(np.asarray(image.convert("RGB"))), path, ""
     except ImportError as e:
-        return None, path, f"judging pictures needs the Python package {e.name} (pip install 'compatkit[smoke]')"
+        return None, path, f"judging pictures needs the Python package {e.name} (pip install numpy pillow)"
     except Exception as e:  # whatever a decoder makes of damaged bytes
         return None, path, f"what the server gave is no picture: {' '.join(str(e).split())[:120]}"
 
