@@ -70,16 +70,23 @@ def open_set(
         SourceError: nothing could be examined, or an argument is not understood.
         RulesError: a rule file is refused.
     """
-    named = wholes.named([os.fspath(s) for s in sources])
+    texts = [os.fspath(s) for s in sources]
+    _no_settings(texts)
+    named = wholes.named(texts)
     stack = named.stack
     folders = tuple(wholes.rules(stack, rules))
     knowledge = load(folders)
-    settings = {**(stack.settings if stack else {}), **settings}
-    _known_settings(settings)
+    written = stack.settings if stack else {}
+    # an argument of the command counts more than the file's; what is wrong is said where it stands
+    told = {k: stack.at(f"settings.{k}") for k in written if stack and k not in settings}
+    settings = {**written, **settings}
+    _known_settings(settings, told)
     _known_roles(require)
-    named_runtimes = tuple(runtime) or (stack.runtimes if stack else ()) or install_runtime(comfyui)
-    runtimes = tuple(_runtime(r, knowledge) for r in named_runtimes)
-    _known_clip_type(settings, runtimes, knowledge)
+    given = tuple(runtime)
+    said = stack.at("runtime") if stack and not given else ""
+    named_runtimes = given or (stack.runtimes if stack else ()) or install_runtime(comfyui)
+    runtimes = tuple(_runtime(r, knowledge, said) for r in named_runtimes)
+    _known_clip_type(settings, runtimes, knowledge, told.get("clip_type", ""))
     components: list[Component] = []
     unreachable: list[str] = []
     plan = plan_of(named, knowledge, models, comfyui, links)
@@ -195,7 +202,7 @@ def problem_of(error: SourceError) -> FileProblem:
     return error.problem or FileProblem("file/unreadable", str(error), fix)
 
 
-def _known_clip_type(settings: Mapping[str, Any], runtimes: Sequence[Runtime], knowledge: Knowledge) -> None:
+def _known_clip_type(settings: Mapping[str, Any], runtimes: Sequence[Runtime], knowledge: Knowledge, said: str) -> None:
     """Refuse a CLIP type that none of the runtimes has: a loader would silently take another one."""
     given = settings.get("clip_type")
     tables = [knowledge.runtime(r.name) for r in runtimes] or list((knowledge.table("runtimes") or {}).values())
@@ -205,7 +212,7 @@ def _known_clip_type(settings: Mapping[str, Any], runtimes: Sequence[Runtime], k
         return
     close = closest(str(given), known)
     hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(dict.fromkeys(known))})"
-    raise SourceError(f"there is no clip_type {given!r}{hint}")
+    raise SourceError(f"{said}there is no clip_type {given!r}{hint}")
 
 
 def _known_roles(roles: Iterable[str]) -> None:
@@ -216,23 +223,31 @@ def _known_roles(roles: Iterable[str]) -> None:
             raise SourceError(f"--require: {role!r} is not a role{hint}")
 
 
-def _known_settings(settings: Mapping[str, str]) -> None:
+def _no_settings(texts: Sequence[str]) -> None:
+    """Refuse `steps=20` among the sources: a second setting after one `--set`."""
+    for text in texts:
+        key, equals, _ = text.partition("=")
+        if equals and key in SETTINGS and not os.path.lexists(text):
+            raise SourceError(f"{text!r} is a setting, not a file; write --set before each: --set {text}")
+
+
+def _known_settings(settings: Mapping[str, str], told: Mapping[str, str]) -> None:
     for key, value in settings.items():
         if key not in SETTINGS:
             close = closest(key, SETTINGS)
             hint = f"; did you mean {close!r}?" if close else f" (known: {', '.join(SETTINGS)})"
-            raise SourceError(f"there is no setting {key!r}{hint}")
+            raise SourceError(f"{told.get(key, '')}there is no setting {key!r}{hint}")
         if key in _NUMBERS and not _NUMBER.fullmatch(str(value)):
-            raise SourceError(f"--set {key}={value}: {key} is a number")
+            raise SourceError(f"{told.get(key) or f'--set {key}={value}: '}{key} is a number, not {str(value)!r}")
 
 
-def _runtime(text: str, knowledge: Knowledge) -> Runtime:
+def _runtime(text: str, knowledge: Knowledge, said: str) -> Runtime:
     name, at, version = text.partition("@")
     if at and not _VERSION.fullmatch(version):
-        raise SourceError(f"{text!r}: a version is written like 0.3.76, or as a commit like 795e451")
+        raise SourceError(f"{said}{text!r}: a version is written like 0.3.76, or as a commit like 795e451")
     try:
         knowledge.runtime(name)
     except KeyError:
         known = knowledge.table("runtimes") or {}
-        raise SourceError(f"there is no runtime {name!r} (known: {', '.join(known)})") from None
+        raise SourceError(f"{said}there is no runtime {name!r} (known: {', '.join(known)})") from None
     return Runtime(name, version or None)

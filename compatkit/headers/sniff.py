@@ -24,6 +24,9 @@ HEAD = 4096
 
 _MAX_JSON = 1 << 22
 
+#: What an error message does not hold: an assignment, an address, a long word of letters and digits.
+_SECRET = re.compile(r"\w\s*=|@|passw|\b(?=\w*\d)(?=\w*[A-Za-z])[\w-]{16,}", re.I)
+
 # (offset, mark, what it is). Facts from the formats' own specifications.
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -78,11 +81,17 @@ def explain(source: Source, head: bytes) -> HeaderError:
         if length > MAX_HEADER:
             what = f"bytes 0..8 give the header a length of {length:,} bytes, the format allows {MAX_HEADER:,}"
         else:
-            what = f"its JSON header should start with '{{' at byte 8, but has {head[8:16]!r}"
+            seen = "text" if _readable(head[8:16]) else repr(head[8:16])
+            what = f"its JSON header should start with '{{' at byte 8, but has {seen}"
         return corrupt(name, what, offset=0)
     what = "neither safetensors nor GGUF nor anything else that is known"
     fix = "Check that this is the file meant, and that the download is complete."
-    return _is(source, "file/not-a-model", f"{what}; it starts with {head[:16]!r}", fix)
+    seen = "text" if _readable(head[:16]) else repr(head[:16])  # text may be anybody's secret
+    return _is(source, "file/not-a-model", f"{what}; it starts with {seen}", fix)
+
+
+def _readable(some: bytes) -> bool:
+    return all(0x20 <= b < 0x7F or b in b"\t\r\n" for b in some)
 
 
 def _is(source: Source, rule: str, what: str, fix: str, **evidence: Any) -> HeaderError:
@@ -257,5 +266,6 @@ def _text(source: Source, head: bytes) -> HeaderError | None:
         r"not found|denied|forbidden|unauthori[sz]ed|invalid (username|token|cred)|restricted|gated|error", text, re.I
     )
     if denied and source.size < 4096:
-        return _is(source, "file/web-page", f"an error message in plain text: {shown(line)}", _FIX_SOURCE)
-    return _is(source, "file/not-a-model", f"plain text that starts with {shown(line, 60)}", _FIX_SOURCE)
+        said = "" if _SECRET.search(line) else f": {shown(line)}"
+        return _is(source, "file/web-page", f"an error message in plain text{said}", _FIX_SOURCE)
+    return _is(source, "file/not-a-model", "plain text, not a model", _FIX_SOURCE)  # whose content is nobody's business

@@ -22,6 +22,11 @@ _SECRETS = re.compile(
     r"(?i)\b((?:authorization|api[_-]?key|access[_-]?token|token|password|passwd|secret)\s*[:=]\s*(?:bearer\s+|basic\s+)?)"
     r"[^\s,;\"']{4,}"
 )
+#: An e-mail address; `comfyui@0.3.76` and `name@v2.safetensors` are none.
+_MAIL = re.compile(
+    r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}"
+    r"(?!(?:safetensors|sft|gguf|ckpt|json|ya?ml|toml|pth?|bin|py|txt|log|png)\b)[A-Za-z]{2,24}\b"
+)
 #: `/home/NAME`, `C:\Users\NAME`: the name ends at the next slash or quote, so that it may hold a space.
 _HOMES = re.compile(
     r"(?:(?:[A-Za-z]:)?[\\/]+(?:home|Users|Documents and Settings)|/mnt/[a-z]/Users)[\\/]+[^\\/\n\"':*?<>|]+"
@@ -48,7 +53,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """A sentence or a log line."""
         out = _URL.sub(lambda m: self.address(m[0]), text[:_MAX])
-        out = _SECRETS.sub(r"\1…", _TOKENS.sub("…", out))
+        out = _MAIL.sub("…", _SECRETS.sub(r"\1…", _TOKENS.sub("…", out)))
         if self.full_paths:
             return out
         for folder in self._folders:

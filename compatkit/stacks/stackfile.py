@@ -77,7 +77,10 @@ class Entry(Struct, frozen=True):
 
 
 class StackFile(Struct, frozen=True):
-    """A parsed `stack.toml`. `places` says where each source stands; the entry of "" is the table of files itself."""
+    """A parsed `stack.toml`. `places` says where each source stands; the entry of "" is the table of files itself.
+
+    `said` says where "runtime" and each setting ("settings.steps") stand.
+    """
 
     path: str
     entries: tuple[Entry, ...]
@@ -87,6 +90,12 @@ class StackFile(Struct, frozen=True):
     settings: Mapping[str, str] = field(default_factory=dict)
     policy: Policy | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
+    said: Mapping[str, Place] = field(default_factory=dict)
+
+    def at(self, key: str) -> str:
+        """The start of a sentence about what the file says: its name and, where it is known, the line."""
+        place = self.said.get(key)
+        return f"{place.file}:{place.line}: " if place else f"{self.path}: "
 
     @property
     def licenses(self) -> dict[str, str]:
@@ -157,7 +166,13 @@ class _Parser:
             settings=self._settings(),
             policy=self._policy(),
             places=places,
+            said=self._said(),
         )
+
+    def _said(self) -> dict[str, Place]:
+        named: dict[str, Where] = {"runtime": ("runtime",)}
+        named |= {f"settings.{key}": ("settings", key) for key in self._table((), self.data, "settings")}
+        return {key: Place(self.path, self.line(where)) for key, where in named.items()}
 
     def _files(self) -> list[Entry]:
         table = self._table((), self.data, "files")

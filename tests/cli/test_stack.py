@@ -50,6 +50,35 @@ def test_paths_are_relative_to_the_stack_file(run: Run, right_set: list[Path], t
     assert run("check", "sub/stack.toml").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ('runtime = "nowhere"\n' + RIGHT, "stack.toml:1: there is no runtime 'nowhere'"),
+        ('runtime = "comfyui@new"\n' + RIGHT, "stack.toml:1: 'comfyui@new': a version"),
+        (RIGHT + '[settings]\nclip_type = "nothing"\n', "stack.toml:6: there is no clip_type 'nothing'"),
+        (RIGHT + '[settings]\ncfg = 1\nstepps = 2\n', "stack.toml:7: there is no setting 'stepps'"),
+        (RIGHT + '[settings]\nsteps = "many"\n', "stack.toml:6: steps is a number, not 'many'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_stack_file_is_said_with_its_line(run: Run, tmp_path: Path, lines: str, says: str) -> None:
+    write(tmp_path, lines)
+    done = run("check", "stack.toml")
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_what_the_command_says_is_not_blamed_on_the_file(run: Run, tmp_path: Path) -> None:
+    write(tmp_path, RIGHT + "[settings]\nsteps = 5\n")
+    assert "stack.toml" not in run("check", "stack.toml", "--set", "steps=x").stderr
+    assert "Error: there is no runtime 'x'" in run("check", "stack.toml", "--runtime", "x").stderr
+
+
+def test_a_second_setting_without_its_option_is_said(run: Run, right_set: list[Path]) -> None:
+    done = run("check", *right_set, "--set", "steps=20", "cfg=3")
+    assert done.returncode == 2
+    assert "'cfg=3' is a setting, not a file; write --set before each: --set cfg=3" in done.stderr
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "vae", "diffusion"])
 def test_a_missing_part_is_an_error(run: Run, right_set: list[Path], tmp_path: Path, part: str) -> None:
     text = "\n".join(line for line in RIGHT.split("\n") if not line.startswith(part))

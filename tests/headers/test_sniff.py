@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compatkit.headers import MEANINGS, open_header
+from compatkit.sources.local import LocalSource
 from compatkit.vocabulary import FileProblem, HeaderError
 from tests.support.files import safetensors_bytes, write_gguf, write_safetensors
 
@@ -57,7 +58,9 @@ CASES: dict[str, tuple[bytes, str, str]] = {
     "JSON error": (b'{"error": "Repository not found"}', "file/web-page", "says 'Repository not found'"),
     "JSON with a brace at byte 8": (b'{"abcde":{"x": 1}, "error": "no"}', "file/web-page", "says 'no'"),
     "text error": (b"Entry not found", "file/web-page", "'Entry not found'"),
-    "text": (b"# A readme\n" * 100, "file/not-a-model", "plain text that starts with '# A readme'"),
+    "text": (b"# A readme\n" * 100, "file/not-a-model", "plain text, not a model"),
+    "text with a secret": (b"HF_TOKEN=hf_AbCdEfGh0123456789\n", "file/not-a-model", "plain text, not a model"),
+    "error with a secret": (b"error: denied, token=abc", "file/web-page", "an error message in plain text"),
     "index": (b'{"weight_map": {"a": "b"}}', "file/not-a-model", "the index of a split model"),
     "diffusers config": (b'{"_class_name": "UNet2DConditionModel"}', "file/not-a-model", "a diffusers config"),
     "transformers config": (b'{"model_type": "qwen3"}', "file/not-a-model", "a transformers config"),
@@ -173,3 +176,17 @@ def test_nesting_at_the_edge_of_the_interpreters_patience(tmp_path: Path, depth:
     shape = b"[" * depth + b"]" * depth
     path.write_bytes(safetensors_bytes(b'{"a":{"dtype":"U8","shape":' + shape + b',"data_offsets":[0,1]}}', b"1"))
     assert problem_of(path).rule == "file/corrupt"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"HF_TOKEN=hf_AbCdEf", b"HF_TOKEN=hf_AbCdEf\xff\xfe\n" + b"\x01" * 50, b"error denied TOKEN=hf_AbCdEf\n" * 9],
+)
+@pytest.mark.parametrize("name", ["x.safetensors", "x.gguf", "x.env"])
+def test_what_may_be_a_secret_is_not_quoted(tmp_path: Path, data: bytes, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with LocalSource(path) as source, pytest.raises(HeaderError) as error:
+        open_header(source)
+    assert "TOKEN" not in str(error.value.problem)
+    assert "hf_" not in str(error.value.problem)

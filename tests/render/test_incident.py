@@ -274,6 +274,7 @@ def test_catalogues_are_read_as_po_files() -> None:
         ("https://ada:pass@host/x.gguf?token=s3cret#s3cret", "s3cret"),
         ("https://ada:pass@host/x.gguf?token=s3cret", "ada"),
         ("api_key=abcdef012345", "abcdef"),
+        ("signed in as <ada.l+x@mail.example.org>", "ada"),
     ],
 )
 def test_names_and_secrets_are_taken_out(text: str, hidden: str) -> None:
@@ -282,7 +283,15 @@ def test_names_and_secrets_are_taken_out(text: str, hidden: str) -> None:
         assert hidden not in Redactor(full_paths=True).text(text)
 
 
-@pytest.mark.parametrize("text", ["mat1 and mat2 (512x7680 and 12288x4096)", "a/b ratio 1/2", "width 2560, 3/4 of it"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mat1 and mat2 (512x7680 and 12288x4096)",
+        "a/b ratio 1/2",
+        "width 2560, 3/4 of it",
+        "comfyui@0.3.76 reads name@v2.safetensors and a @ b",
+    ],
+)
 def test_other_texts_stay(text: str) -> None:
     assert Redactor().text(text) == text
 
