@@ -94,11 +94,12 @@ def _latent(builder: Builder, diffusion: Part) -> dict[str, Any]:
     wiring = builder.wiring
     own: Mapping[str, Any] = diffusion.card.get("latent") or {}
     node = next((n for n in (wiring.latents if wiring else ()) if n.rule.get("latent")), None)
-    given: Mapping[str, Any] = node.rule["latent"] if node else {}
+    named = "" if wiring else str(builder.settings.get("latent_node") or "")
+    given: Mapping[str, Any] = node.rule["latent"] if node else _made_by(named, builder) if named else {}
     also = [own, *(own.get("more") or ())]
     return {
-        "node": node.cls if node else "",
-        "label": node.label if node else "",
+        "node": node.cls if node else named,
+        "label": node.label if node else named,
         "channels": given.get("channels"),
         "ndim": given.get("ndim"),
         "downscale": given.get("downscale"),
@@ -107,6 +108,14 @@ def _latent(builder: Builder, diffusion: Part) -> dict[str, Any]:
         "wants_downscale": own.get("downscale"),
         "fits": any(given.get("channels") == x.get("channels") and given.get("ndim") == x.get("ndim") for x in also),
     }
+
+
+def _made_by(node: str, builder: Builder) -> Mapping[str, Any]:
+    """The latent that a node of that class makes; empty for one nobody described."""
+    made: Mapping[str, Any] = (builder.rules.nodes()["nodes"].get(node) or {}).get("latent") or {}
+    if not made:
+        builder.stuck("run", f"which latents {node} makes is not known (latent_node={node} not read)", blocks=False)
+    return made
 
 
 def _number(value: Any) -> float | None:

@@ -194,7 +194,7 @@ def _fits(changes: list[Change], speller: Speller) -> None:
         except KeyError as e:
             raise Refused(f"{change.module} has no {e.args[0]}") from None
         if change.math == "product" and not {"up", "down"} <= shapes.keys():
-            problem = "one half of the pair is not there"
+            raise Refused(f"{change.module} has one half of its pair of matrices only: the file lacks the other")
         if "reshape" in change.parts:
             problem = ""
         if problem:

@@ -36,6 +36,9 @@ class Rules(Protocol):
     def models(self, runtime: str) -> Mapping[str, Mapping[str, Any]]:
         """Family -> what a runtime makes of it, where its file says so; empty where it does not."""
 
+    def nodes(self) -> Mapping[str, Any]:
+        """What the nodes of a graph editor take, give, load and want."""
+
     def grammar(self, family: str) -> Mapping[str, Any]:
         """The compiled grammar of a family."""
 
