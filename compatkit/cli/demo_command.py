@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from compatkit.cli.options import coloured
+from compatkit.cli.options import coloured, fit_terminal
 from compatkit.knowledge.store import Knowledge, load
 
 
@@ -24,6 +24,7 @@ def command(color: str) -> None:
     from compatkit.render.style import Paint, size
     from compatkit.render.text import check_text
 
+    fit_terminal()
     knowledge = load()
     paint = Paint(coloured(color))
     wrong = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compatkit.cli.options import coloured, rules_option
+from compatkit.cli.options import coloured, fit_terminal, rules_option
 
 if TYPE_CHECKING:
     from compatkit.knowledge.store import Knowledge
@@ -39,6 +39,7 @@ def command(words: tuple[str, ...], log: str | None, format_: str, color: str, r
 
     With files named beside a log, the set is checked and the finding that explains the message comes first.
     """
+    fit_terminal()
     if log is not None:
         _diagnosed(read_log(log), words, format_, color, rules)
     elif len(words) == 1 and not any(c.isspace() for c in words[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -141,6 +142,16 @@ def coloured(choice: str) -> bool:
     return choice == "always"
 
 
+def fit_terminal() -> None:
+    """From here on text is wrapped to the terminal that standard output is, if it is one."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return
+    from compatkit.render.style import TERMINAL
+
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        TERMINAL.set(os.get_terminal_size(sys.stdout.fileno()).columns)
+
+
 def deliver(
     render: Callable[[str, bool], str],
     format_: str,
@@ -159,6 +170,7 @@ def deliver(
         except click.ClickException as e:
             failed.append(f"-o {e.message}")
     if not quiet:
+        fit_terminal()
         click.echo(render(format_, coloured(color)).rstrip("\n"), color=True)
     if failed:
         raise click.ClickException(" ".join(failed))

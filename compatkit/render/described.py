@@ -12,9 +12,8 @@ from compatkit.checks.verdict import PENDING_WHY
 from compatkit.knowledge.protocol import Rules
 from compatkit.render.document import plain
 from compatkit.render.explain import as_said
-from compatkit.render.style import LEVEL_COLOUR, Paint
+from compatkit.render.style import LEVEL_COLOUR, Paint, text_width
 
-_WIDTH = 100
 #: Names offered for one that is not known, and messages shown of a cause.
 _OFFERED, _QUOTED = 5, 6
 _NOT_LETTERS = re.compile(r"[\W_]+")
@@ -136,7 +135,7 @@ def group_text(
 
 def _wrapped(text: str, indent: str, hang: int = 2, lead: int = 0) -> list[str]:
     return textwrap.wrap(
-        " ".join(text.split()), _WIDTH, initial_indent=indent or " " * lead, subsequent_indent=indent + " " * hang
+        " ".join(text.split()), text_width(), initial_indent=indent or " " * lead, subsequent_indent=indent + " " * hang
     )
 
 

@@ -6,13 +6,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compatkit.render.style import LEVEL_COLOUR, Paint, line, safe
+from compatkit.render.style import LEVEL_COLOUR, Paint, line, safe, text_width
 
 if TYPE_CHECKING:
     from compatkit.checks.diagnosis import Cause
     from compatkit.vocabulary import Finding
 
-_WIDTH = 100
 #: Causes shown; the JSON holds all.
 _SHOWN = 3
 
@@ -74,7 +73,7 @@ def _named(subject: str, given: Any, kind: str) -> Any:
 
 
 def _indented(text: str) -> list[str]:
-    return textwrap.wrap(line(text, 2000), _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return textwrap.wrap(line(text, 2000), text_width(), initial_indent="  ", subsequent_indent="    ")
 
 
 def _facts(rule: Mapping[str, Any], example: Mapping[str, Any]) -> Iterator[str]:
@@ -124,7 +123,7 @@ def _notes(notes: Any) -> str:
 
 
 def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(" ".join(str(text).split()), _WIDTH) if text else []
+    return textwrap.wrap(" ".join(str(text).split()), text_width()) if text else []
 
 
 def _code(heading: str, expression: Any) -> list[str]:
@@ -141,7 +140,7 @@ def _encoders(encoders: list[Mapping[str, Any]]) -> Iterator[str]:
 def _table(heading: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping) and value:
         text = ", ".join(f"{k} {v}" for k, v in value.items())
-        yield from textwrap.wrap(f"{heading}: {text}", _WIDTH, subsequent_indent="  ")
+        yield from textwrap.wrap(f"{heading}: {text}", text_width(), subsequent_indent="  ")
 
 
 def _references(references: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -164,7 +163,7 @@ def causes_text(
     out = []
     if said:
         run = "; ".join(f"{k} {v}" for k, v in said.items())
-        out += [*textwrap.wrap(f"The run: {line(run, 600)}", _WIDTH, subsequent_indent="  "), ""]
+        out += [*textwrap.wrap(f"The run: {line(run, 600)}", text_width(), subsequent_indent="  "), ""]
     if not causes:
         out.append("No message that is known. Give more of the log, or check the set: `compatkit check`.")
         return "\n".join(out) + "\n"
@@ -173,17 +172,19 @@ def causes_text(
         what = "Nothing found in these files explains it: they may not be the files of that run."
         if confirmed:
             what = f"{confirmed[0].rule} in your files explains it."
-        out += [*textwrap.wrap(what, _WIDTH), ""]
+        out += [*textwrap.wrap(what, text_width()), ""]
     for number, cause in enumerate(telling(causes)[:_SHOWN], 1):
         sure = "your files confirm it" if cause.confirmed else _likely(cause.score)
         many = f", {cause.lines:,} lines" if cause.lines > 1 else ""
         out.append(f"{number}. {paint(cause.rule, 'bold')}  ({sure}{many})")
         said_line = f"{line(cause.matched, 300)}"
-        out += textwrap.wrap(said_line, _WIDTH, initial_indent="   > ", subsequent_indent="   > ")
+        out += textwrap.wrap(said_line, text_width(), initial_indent="   > ", subsequent_indent="   > ")
         text = cause.message if cause.confirmed else cause.message[:1].upper() + cause.message[1:]
-        out += textwrap.wrap(safe(text), _WIDTH, initial_indent="   ", subsequent_indent="   ")
+        out += textwrap.wrap(safe(text), text_width(), initial_indent="   ", subsequent_indent="   ")
         if cause.fix:
-            out += textwrap.wrap(f"Fix: {safe(cause.fix)}", _WIDTH, initial_indent="   ", subsequent_indent="       ")
+            out += textwrap.wrap(
+                f"Fix: {safe(cause.fix)}", text_width(), initial_indent="   ", subsequent_indent="       "
+            )
     return "\n".join(out) + "\n"
 
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compatkit.vocabulary import Component
+
+#: The columns of the terminal that the answer goes to; 0: none, or not known.
+TERMINAL: ContextVar[int] = ContextVar("TERMINAL", default=0)
+#: Text is wrapped there, on a narrower terminal at its width, but not below the least.
+_TEXT, _LEAST = 100, 60
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 LEVEL_COLOUR = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -20,6 +30,20 @@ class Paint:
         if not self.on or not colours:
             return text
         return f"\x1b[{';'.join(_CODES[c] for c in colours)}m{text}\x1b[0m"
+
+
+def text_width() -> int:
+    """Where running text is wrapped."""
+    columns = TERMINAL.get()
+    return min(_TEXT, max(_LEAST, columns)) if columns else _TEXT
+
+
+def shortened(name: str, most: int) -> str:
+    """A name cut in the middle: how it begins and how it ends tell most."""
+    if len(name) <= most:
+        return name
+    end = max(1, most // 2 - 1)
+    return f"{name[: most - end - 1]}…{name[-end:]}"
 
 
 def safe(text: object, limit: int = 2000) -> str:
@@ -51,6 +75,16 @@ def size(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def sizes(components: Sequence[Component]) -> list[str]:
+    """Each component's file size; where several lie in one file, it stands with the first of them."""
+    first: dict[str, int] = {}
+    out = []
+    for number, c in enumerate(components, 1):
+        at = first.setdefault(c.source, number)
+        out.append(size(c.size) if at == number else f"in [{at}]")
+    return out
 
 
 def parameters(n: int) -> str:

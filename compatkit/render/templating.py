@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatkit.render.catalogue import catalogue, folder
-from compatkit.render.style import basename, dtypes, parameters, safe, size
+from compatkit.render.style import basename, dtypes, parameters, safe, size, sizes
 
 if TYPE_CHECKING:
     import jinja2
@@ -77,7 +77,7 @@ def environment(html: bool, language: str = "en", overrides: tuple[Path, ...] = 
     env.filters |= {"md": escaped, "code": code, "size": size, "parameters": parameters, "basename": basename}
     env.filters |= {"dtypes": dtypes, "words": words, "listed": listed}
     env.filters |= {"data": data}
-    env.globals |= {"language": language}
+    env.globals |= {"language": language, "sizes": sizes}
     return env
 
 

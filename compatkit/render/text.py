@@ -5,10 +5,25 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from compatkit.render.style import LEVEL_COLOUR, VERDICT_COLOUR, Paint, basename, dtypes, line, parameters, safe, size
+from compatkit.render.style import (
+    LEVEL_COLOUR,
+    TERMINAL,
+    VERDICT_COLOUR,
+    Paint,
+    basename,
+    dtypes,
+    line,
+    parameters,
+    safe,
+    shortened,
+    size,
+    sizes,
+    text_width,
+)
 from compatkit.vocabulary import Component, Finding, NotChecked, Report
 
-_WIDTH = 100
+#: Shorter than that a file's name is never cut.
+_SHORTEST = 16
 #: So many rules of a group are named, more are counted.
 _FEW = 2
 _FACTS_FIRST = (
@@ -44,12 +59,24 @@ def _verdict(report: Report, paint: Paint) -> str:
 
 
 def _set_table(components: Sequence[Component], titles: Mapping[str, str]) -> list[str]:
-    rows = []
-    for number, c in enumerate(components, 1):
-        rows.append(
-            [f"[{number}]", basename(c.source), c.role.replace("_", " "), _names(c, titles), _storage(c), size(c.size)]
-        )
-    return columns(rows)
+    rows = [
+        [f"[{number}]", basename(c.source), c.role.replace("_", " "), _names(c, titles), _storage(c), told]
+        for number, (c, told) in enumerate(zip(components, sizes(components), strict=True), 1)
+    ]
+    lines, most = columns(rows), TERMINAL.get()
+    if not most or max(map(len, lines), default=0) <= most:
+        return lines
+    # On a narrow terminal what the model is stands on a line of its own, and long file names are cut in the middle.
+    narrow = [[row[0], row[1], row[2], row[5]] for row in rows]
+    over = max(map(len, columns(narrow))) - max(most, 40)
+    if over > 0:
+        longest = max(_SHORTEST, max(len(row[1]) for row in rows) - over)
+        narrow = [[n, shortened(name, longest), *rest] for n, name, *rest in narrow]
+    indent = " " * (len(str(len(rows))) + 4)
+    out = []
+    for first, (_, _, _, model, storage, _) in zip(columns(narrow), rows, strict=True):
+        out += [first, *_wrapped(f"{model}, {storage}" if storage else model, indent=len(indent))]
+    return out
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -88,7 +115,7 @@ def _wrapped(text: str, indent: int = 2, hang: int = 0) -> list[str]:
     for paragraph in safe(text).split("\n"):
         out += textwrap.wrap(
             paragraph,
-            _WIDTH,
+            text_width(),
             initial_indent=" " * indent,
             subsequent_indent=" " * (indent + hang),
             break_long_words=False,
@@ -183,7 +210,7 @@ def _component(c: Component, paint: Paint, titles: Mapping[str, str], verbose: b
         if value:
             yield from textwrap.wrap(
                 value,
-                _WIDTH,
+                text_width(),
                 initial_indent=f"  {key:<11} ",
                 subsequent_indent=" " * 14,
                 break_long_words=False,
