@@ -78,12 +78,16 @@ def size(n: float) -> str:
 
 
 def sizes(components: Sequence[Component]) -> list[str]:
-    """Each component's file size; where several lie in one file, it stands with the first of them."""
-    first: dict[str, int] = {}
+    """Each component's file size; where several lie in one file, it stands with the first of them.
+
+    A report that hides folders gives files of one name the same source: those differ in size, or hold the same tensors.
+    """
+    first: dict[tuple[str, int, int], int] = {}
     out = []
     for number, c in enumerate(components, 1):
-        at = first.setdefault(c.source, number)
-        out.append(size(c.size) if at == number else f"in [{at}]")
+        at = first.setdefault((c.source, c.size, c.header_bytes), number)
+        inside = at != number and c.tensors.keys().isdisjoint(components[at - 1].tensors)
+        out.append(f"in [{at}]" if inside else size(c.size))
     return out
 
 

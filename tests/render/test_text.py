@@ -8,9 +8,9 @@ import pytest
 
 from compatkit.render.incident import Incident, incident_html, incident_markdown
 from compatkit.render.markdown import check_markdown
-from compatkit.render.style import TERMINAL, Paint, shortened
+from compatkit.render.style import TERMINAL, Paint, shortened, sizes
 from compatkit.render.text import check_text
-from compatkit.vocabulary import Finding, Report
+from compatkit.vocabulary import Finding, Report, Tensor
 from tests.render.reports import component
 
 NAME = "a-checkpoint-with-a-long-name-of-many-words.safetensors"
@@ -18,7 +18,10 @@ NAME = "a-checkpoint-with-a-long-name-of-many-words.safetensors"
 
 def checkpoint() -> Report:
     size: dict[str, Any] = {"size": 6_900_000_000, "title": "a model"}
-    parts = (component(NAME, **size), component(NAME, "vae", **size), component("other.gguf", "vae", **size))
+    inside = {"vae.conv_in.weight": Tensor("BF16", (8, 8), 128)}
+    parts = (
+        component(NAME, **size), component(NAME, "vae", tensors=inside, **size), component("other.gguf", "vae", **size)
+    )  # fmt: skip
     words = "so many words that they fill more than one line of the terminal whatever its width is " * 2
     finding = Finding("vae/latent-space", "error", (0, 2), words, {}, words)
     return Report("fail", ("diffusion", "vae"), parts, (finding,), not_checked=(), headline="fail (diffusion, vae)")
@@ -38,6 +41,11 @@ def test_the_size_of_a_file_stands_with_the_first_of_its_parts() -> None:
     assert [r.count("in [1]") for r in incident_html(incident).split("<tr>") if '<td class="n">' in r] == [0, 1, 0]
     french = incident_markdown(incident, "fr").replace("\\", "")
     assert "dans [1]" in french
+
+
+def test_two_files_of_one_name_each_have_their_size() -> None:
+    folders = (component(NAME, size=1000), component(NAME, "vae", size=2000), component(NAME, "vae", size=1000))
+    assert sizes(folders) == ["1.0 kB", "2.0 kB", "1.0 kB"]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
