@@ -141,6 +141,9 @@ def merged(
     elif any(n.blocks for n in skipped):
         verdict = "unknown"
     _, _, rest = report.headline.partition(" ")
+    why = next((n.why for n in skipped if n.blocks), "")
+    if why and verdict == "unknown" and report.verdict == "pass" and rest.endswith(")"):
+        rest = f"{rest[:-1]}; {why})"
     return replace(
         report,
         verdict=verdict,

@@ -136,3 +136,4 @@ def test_a_set_of_which_nothing_could_be_run_is_no_pass(vae: Path) -> None:
     told = ran.ran(alone, [str(vae)], load(), session.Limits(), ran.Run())
     assert told.verdict == "unknown"
     assert any(n.why.startswith("nothing was run") for n in told.not_checked)
+    assert "; nothing was run: " in told.headline
