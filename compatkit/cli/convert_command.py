@@ -47,8 +47,8 @@ def command(
     Exit codes: 0 written, 1 refused, 2 a wrong argument or no such file.
     """
     from compatkit.convert.cut import Refused
-    from compatkit.convert.place import Exists
     from compatkit.convert.run import convert
+    from compatkit.fetch.written import Exists
     from compatkit.knowledge.store import load
     from compatkit.sources.naming import shown
     from compatkit.sources.open import Network

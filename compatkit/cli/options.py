@@ -182,7 +182,7 @@ def write_file(path: str | Path, text: str, errors: str = "strict") -> None:
     Raises:
         click.ClickException: it could not be written.
     """
-    from compatkit.convert.place import replace_text
+    from compatkit.fetch.written import replace_text
 
     there = os.path.lexists(path)
     try:

@@ -21,11 +21,11 @@ from compatkit.convert import write
 from compatkit.convert.build import Builder
 from compatkit.convert.changes import OUTER_INNER, Adapter, Change, read_changes
 from compatkit.convert.cut import Refused
-from compatkit.convert.place import Exists, beside
 from compatkit.convert.plan import Target, plan
 from compatkit.convert.record import Record
 from compatkit.convert.values import Unreadable, Value, raw
 from compatkit.convert.verify import differences
+from compatkit.fetch.written import Exists, beside
 from compatkit.headers import open_header
 from compatkit.knowledge.store import Knowledge
 from compatkit.sources.local import LocalSource

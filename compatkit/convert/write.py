@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compatkit.convert.place import reserved
 from compatkit.convert.values import Value
+from compatkit.fetch.written import reserved
 from compatkit.headers.safetensors import BITS
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from safetensors import safe_open
 
 from compatkit.adapters.base import Base
 from compatkit.convert.cut import Refused
-from compatkit.convert.place import Exists, beside
 from compatkit.convert.record import KEY
 from compatkit.convert.run import convert
+from compatkit.fetch.written import Exists, beside
 from compatkit.knowledge.store import Knowledge, load
 from compatkit.sources.network import Network
 from compatkit.vocabulary import SourceError
@@ -354,7 +354,7 @@ def writing(out: Path) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import time
 from compatkit.cli.convert_command import _ended_cleanly
-from compatkit.convert.place import beside
+from compatkit.fetch.written import beside
 with _ended_cleanly(), beside({str(out)!r}, True) as stream:
     stream.write(b"x" * 1000); stream.flush(); print("writing", flush=True); time.sleep(60)
 """
