@@ -17,6 +17,7 @@ from compatkit.dryrun import comfyui
 from compatkit.dryrun.comfyui_parts import part
 from compatkit.dryrun.comfyui_process import Checkout, CheckoutError
 from compatkit.dryrun.comfyui_report import dry_run
+from compatkit.dryrun.comfyui_worker import stand_ins
 from compatkit.hosts.comfyui import Install
 from compatkit.identify.identify import identify
 from compatkit.identify.shapes import example_shapes
@@ -229,3 +230,11 @@ def test_the_usual_clip_type_is_the_models_and_a_setting_wins(stack: Stack) -> N
     assert set(names) == {"dit.safetensors", "gemma.safetensors", "ae.safetensors"}
     request, _ = comfyui._request(replace(stack, settings={"clip_type": "flux2"}), load())
     assert request["clip_type"] == "flux2"
+
+
+def test_kernels_that_are_not_installed_give_back_what_they_are_given() -> None:
+    kernels = stand_ins.create("comfy_kitchen")
+    assert kernels.apply_rope("query", "key", "positions") == ("query", "key")
+    assert kernels.rms_rope_split_half("query", "key", "positions", 1, 1) == ("query", "key")
+    assert kernels.apply_rope_split_half1("query", "positions") == "query"
+    assert kernels.rms_adaln("x", "scale", "shift") == "x"

@@ -133,7 +133,7 @@ class _Finder:
 
     @staticmethod
     def create_module(spec: Any) -> types.ModuleType:
-        return _SPECIAL.get(spec.name, Nothing)(spec.name)
+        return create(spec.name)
 
     @staticmethod
     def exec_module(module: types.ModuleType) -> None:
@@ -157,6 +157,17 @@ class _SentencePiece(Nothing):
     SentencePieceProcessor = Tokenizer
 
 
+class _Kitchen(Nothing):
+    """Kernels for rotary positions and norms: what they are given comes back, in its shape."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("apply_rope", "rms_rope")) and not name.rstrip("_").endswith("1"):
+            return lambda query, key, *args, **kwargs: (query, key)
+        if name.startswith(("apply_rope", "rms_")):
+            return lambda x, *args, **kwargs: x
+        return super().__getattr__(name)
+
+
 class _Psutil(Nothing):
     """Memory figures for a machine whose size does not matter here."""
 
@@ -173,8 +184,14 @@ _SPECIAL: dict[str, type[Nothing]] = {
     "sentencepiece": _SentencePiece,
     "comfy.text_encoders.bpe_tokenizer": _OwnTokenizer,
     "psutil": _Psutil,
+    "comfy_kitchen": _Kitchen,
 }
 _finder = _Finder({"transformers", "tokenizers", "sentencepiece", "comfy.text_encoders.bpe_tokenizer"})
+
+
+def create(name: str) -> Nothing:
+    """What stands in for the module `name`."""
+    return _SPECIAL.get(name, Nothing)(name)
 
 
 def install() -> None:
