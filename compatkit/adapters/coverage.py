@@ -321,6 +321,14 @@ def _unmatched(out: Coverage, spelled: Spellings, module: str, own: Mapping[str,
         _because(out, reason, key.name)
 
 
+class Fit(NamedTuple):
+    """What does not go together ("" if all does), the shape of the weight or of its rows, whether all is known."""
+
+    problem: str
+    wanted: tuple[int | None, ...]
+    known: bool
+
+
 class _Fits:
     """Whether a change applies to a weight, found once for equal algorithms and shapes."""
 
@@ -328,7 +336,7 @@ class _Fits:
         self.spelled = spelled
         self.pads = bool(table.get("pads"))
         self.fails = [(e["algorithm"], e["with"]) for e in table.get("fails") or ()]
-        self._known: dict[Any, tuple[str, tuple[int | None, ...], bool]] = {}
+        self._known: dict[Any, Fit] = {}
 
     def look(
         self,
@@ -336,37 +344,34 @@ class _Fits:
         parts: Mapping[str, Shape | None],
         shape: tuple[int | None, ...],
         rows: tuple[int, int] | None,
-    ) -> tuple[str, tuple[int | None, ...], bool]:
-        """(what does not go together or "", the shape of the weight or of its rows, whether all shapes are known)."""
+    ) -> Fit:
+        """Of `shape`, or of `rows` of it."""
         alike = (algorithm, tuple(parts.items()), shape, rows)
         found = self._known.get(alike)
         if found is None:
-            found = self._known[alike] = self._look(algorithm, parts, shape, rows)
+            found = self._known[alike] = self._look(*alike)
         return found
 
     def _look(
-        self,
-        algorithm: str,
-        parts: Mapping[str, Shape | None],
-        shape: tuple[int | None, ...],
-        rows: tuple[int, int] | None,
-    ) -> tuple[str, tuple[int | None, ...], bool]:
+        self, algorithm: str, pairs: tuple[tuple[str, Shape | None], ...], shape: Any, rows: tuple[int, int] | None
+    ) -> Fit:
+        parts = dict(pairs)
         if any(algorithm == name and part in parts for name, part in self.fails):
-            return "that loader cannot apply it", shape, False
+            return Fit("that loader cannot apply it", shape, False)
         if None in shape or any(s is None for p, s in parts.items() if p != "reshape"):
-            return "", shape, False
+            return Fit("", shape, False)
         wanted: Shape = tuple(side for side in shape if side is not None)
         if rows is not None:
             start, size = rows
             if start + size > wanted[0]:
-                return f"rows {start} to {start + size} of a weight with {wanted[0]}", shape, False
+                return Fit(f"rows {start} to {start + size} of a weight with {wanted[0]}", shape, False)
             wanted = (size, *wanted[1:])
         check = FITS.get(self.spelled.algorithms[algorithm]["math"])
         known = {p: s for p, s in parts.items() if s is not None}
         problem = check(known, wanted) if check else ""
         left = (int(shape[0] or 0) - rows[0], *wanted[1:]) if rows else wanted
         fills = self.pads and padded(self.spelled.algorithms[algorithm]["math"], known, left, rows is None)
-        return "" if fills else problem, wanted, True
+        return Fit("" if fills else problem, wanted, True)
 
 
 def _apply(

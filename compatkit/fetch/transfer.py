@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compatkit.fetch import hubfile
 from compatkit.fetch.places import Placed
+from compatkit.fetch.written import settle
 from compatkit.headers import read_one
 from compatkit.sources.local import LocalSource
 from compatkit.sources.naming import shown
@@ -99,7 +100,7 @@ def fetch(placed: Placed, network: Network, progress: Progress, stopped: Callabl
         finally:
             _no_empty(part)
     os.replace(part, placed.path)
-    _sync_folder(os.path.dirname(placed.path) or ".")
+    settle(os.path.dirname(placed.path) or ".")
 
 
 def _no_empty(part: str) -> None:
@@ -298,13 +299,3 @@ def _refused(name: str, status: int) -> SourceError:
     if status in (401, 403):
         return trouble("file/gated", name, f"may not be read: the server says {status}")
     return SourceError(f"{shown(name)} could not be read: the server answers with status {status}")
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the new name durable; not every platform can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -101,7 +101,7 @@ def beside(target: str, force: bool) -> Iterator[Any]:
             os.fsync(stream.fileno())
         _allow(path, place)
         _place(path, place, force)
-        _settle(str(place.parent))
+        settle(str(place.parent))
 
 
 def replace_text(target: Path, text: str, errors: str = "strict") -> None:
@@ -146,7 +146,7 @@ def _place(path: Path, target: Path, force: bool) -> None:
         path.replace(target)
 
 
-def _settle(folder: str) -> None:
+def settle(folder: str) -> None:
     """Make the new name survive a power cut, where folders can be synced."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
