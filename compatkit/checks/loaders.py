@@ -137,9 +137,11 @@ def known_to(card: Mapping[str, Any], family: str, loader: Loader, rules: Rules)
     if not loader.table.get("models") or loader.name in runtimes or not card:
         return card
     known = rules.models(loader.name)
-    entry = (
-        known.get(family) or known.get(str(card.get("sibling_of"))) or (loader.table.get("unlisted") if known else None)
-    )
+    owner = str(card.get("sibling_of"))
+    entry = known.get(family) or known.get(owner)
+    if not entry and known:
+        others = loader.table.get("unlisted") or {}
+        entry = {} if {family, owner} & set(others.get("but") or ()) else others
     if not entry or (entry.get("refused") and _newer(loader)):
         return card
     return {**card, "runtimes": {**runtimes, loader.name: entry}}

@@ -23,7 +23,7 @@ models:                      # what it makes of each family, where its own code 
   - {class: Wan 2.x, families: […], misread: true}         # it takes them for that class, which they are not
   - {class: SD 1.x, families: […], whole: true}            # only from a checkpoint or folder with its encoders
   - {families: […], refused: "its error"}
-unlisted: {refused: "its error"}                           # every other diffusion family, as of `reference`
+unlisted: {refused: "its error", but: […]}                 # every other family, as of `reference`; `but`: not known
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def parse(file: RuleFile) -> dict[str, Any]:
         _keys(file, ("models", i), entry, _MODEL_KEYS, needed=("families",))
         if ("class" in entry) == ("refused" in entry):
             raise file.error(("models", i), "either the class that it builds, or the error with which it refuses")
-    _keys(file, ("unlisted",), data.get("unlisted") or {}, ("refused",))
+    _keys(file, ("unlisted",), data.get("unlisted") or {}, ("refused", "but"))
     return {str(data["id"]): {k: v for k, v in data.items() if k != "models"} | _flag(data)}
 
 

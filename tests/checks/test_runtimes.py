@@ -170,3 +170,9 @@ def test_what_a_familys_own_file_says_counts_first(known: Knowledge) -> None:
     card = {"id": "x", "runtimes": {"sd.cpp": {"class": "Own"}}}
     assert known_to(card, "flux_dev", loader, known) is card
     assert known_to({"id": "x"}, "flux_dev", loader, known)["runtimes"]["sd.cpp"]["class"] == "Flux"
+
+
+def test_a_family_whose_fate_was_not_seen_is_unknown_and_not_refused(known: Knowledge) -> None:
+    found = report(known, "sd.cpp", part(known, "svd"))
+    assert (found.verdict, errors(found)) == ("unknown", [])
+    assert errors(report(known, "sd.cpp", part(known, "mochi"))) == ["loader/model-unsupported"]
