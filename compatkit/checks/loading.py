@@ -14,8 +14,6 @@ from compatkit.knowledge.protocol import Rules
 
 _LOADED = ("diffusion", "text_encoder", "vae", "llm")
 _PLAIN = frozenset({"", "none"})
-#: Where a pipeline's folder holds its model.
-_UNETS = ("/unet", "/unet/diffusion_pytorch_model.safetensors")
 _WORST = ("no", "later", "unknown", "yes")
 
 
@@ -108,7 +106,7 @@ def _apart(part: Part, loader: Loader, loaded: Sequence[Part]) -> bool:
     entry = (part.card.get("runtimes") or {}).get(loader.name)
     if not isinstance(entry, Mapping) or not entry.get("whole") or part.bundled:
         return False
-    if part.fields["layout"] == "diffusers" and part.component.source.rstrip("/").endswith(_UNETS):
+    if part.component.declared.get("part"):  # of a pipeline's folder, which is opened as a whole
         return False
     encoders = [p for p in loaded if p.role in ("text_encoder", "llm")]
     return bool(encoders) and not any(p.bundled for p in encoders)

@@ -125,8 +125,10 @@ def test_a_unet_apart_from_its_encoders_is_not_found(known: Knowledge) -> None:
     clip_in_it = part(known, "clip_l", "text_encoder", source="c.safetensors", prefix="cond_stage_model.transformer.")
     whole = [part(known, "sd15", source="c.safetensors", prefix="model.diffusion_model."), clip_in_it]
     assert errors(report(known, "sd.cpp", *whole)) == []
-    folder = part(known, "sd15", layout="diffusers", source="folder/unet")
+    folder = part(known, "sd15", layout="diffusers", declared={"part": "unet", "pipeline": "P"})
     assert errors(report(known, "sd.cpp", folder, clip)) == []
+    placed = part(known, "sd15", layout="diffusers", source="folder/unet/diffusion_pytorch_model.safetensors")
+    assert "loader/apart" in errors(report(known, "sd.cpp", placed, clip))  # where a file lies is no evidence
     assert "loader/apart" not in errors(report(known, "comfyui", unet, clip))
 
 
